@@ -1,0 +1,188 @@
+//! The command line of `fedllm-client`: one file per subcommand, and what they share.
+
+mod devices;
+mod generate;
+mod join;
+mod prepare;
+mod progress;
+mod pull;
+mod run;
+mod score;
+mod status;
+mod train;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use indicatif::MultiProgress;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::{self, Code};
+use crate::governor;
+
+/// Runs `fedllm-client` with these arguments (the program's name first), as `main` does.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to do if the terminal is gone.
+            let _ = error.print();
+            let code = if error.use_stderr() {
+                Code::Usage
+            } else {
+                Code::Ok
+            };
+            return code.into();
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => Code::Ok.into(),
+        Err(error) => exit::report(&error).into(),
+    }
+}
+
+/// Trains a shared LoRA adapter on your own data, which stays on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "fedllm-client", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Options {
+    /// Write results to standard output as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show no progress bars, and only warnings in the log.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// How log lines on standard error look. FEDLLM_LOG filters them, for example `debug`.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Directory of keys, certificates and unfinished rounds [default: the system's for programs].
+    #[arg(long, global = true, value_name = "DIR", env = "FEDLLM_STATE")]
+    state: Option<PathBuf>,
+    /// Use at most this many CPU threads [default: all].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Run below normal priority, so that the machine stays pleasant to use.
+    #[arg(long, global = true)]
+    low_priority: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the devices that can train here, with a self-test of each.
+    Devices(devices::Args),
+    /// Download a model of the catalog.
+    Pull(pull::Args),
+    /// Turn your own texts into a shard: token numbers in one file, read at training time.
+    Prepare(prepare::Args),
+    /// Enroll in a federation with a join token.
+    Join(join::Args),
+    /// Take part in a federation: train on your shard when the server asks, send only the delta.
+    Run(run::Args),
+    /// Show what this client is enrolled in, and exactly what has left this machine.
+    Status(status::Args),
+    /// Train an adapter alone, without a server.
+    Train(train::Args),
+    /// Score prompts and completions: log-probabilities of every token.
+    Score(score::Args),
+    /// Generate text from a model and an adapter.
+    Generate(generate::Args),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every subcommand gets: the global options and the place for progress bars.
+#[derive(Debug)]
+pub(crate) struct Global {
+    /// Results go to standard output as JSON.
+    pub(crate) json: bool,
+    /// No progress bars.
+    pub(crate) quiet: bool,
+    /// `--state` or `FEDLLM_STATE`.
+    pub(crate) state: Option<PathBuf>,
+    bars: MultiProgress,
+}
+
+impl Global {
+    /// Writes `value` to standard output as one line of JSON.
+    pub(crate) fn print_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        let line = serde_json::to_string(value)?;
+        self.bars.suspend(|| println!("{line}"));
+        Ok(())
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let bars = MultiProgress::new();
+    progress::start_logging(&bars, cli.options.log_format, log_filter(cli.options.quiet));
+    let global = Global {
+        json: cli.options.json,
+        quiet: cli.options.quiet,
+        state: cli.options.state,
+        bars,
+    };
+    if let Some(threads) = cli.options.threads
+        && let Err(error) = governor::limit_threads(usize::from(threads))
+    {
+        tracing::warn!(%error, "the number of threads could not be limited");
+    }
+    if cli.options.low_priority
+        && let Err(error) = governor::lower_priority()
+    {
+        tracing::warn!(%error, "the priority could not be lowered");
+    }
+    match cli.command {
+        Command::Devices(args) => devices::run(args, &global),
+        Command::Pull(args) => pull::run(args, &global),
+        Command::Prepare(args) => prepare::run(args, &global),
+        Command::Join(args) => join::run(args, &global),
+        Command::Run(args) => run::run(args, &global),
+        Command::Status(args) => status::run(args, &global),
+        Command::Train(args) => train::run(args, &global),
+        Command::Score(args) => score::run(args, &global),
+        Command::Generate(args) => generate::run(args, &global),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "fedllm-client", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn log_filter(quiet: bool) -> EnvFilter {
+    let default = if quiet {
+        "warn"
+    } else {
+        "warn,fedllm_client=info,fedllm_models=info"
+    };
+    EnvFilter::try_from_env("FEDLLM_LOG").unwrap_or_else(|_| EnvFilter::new(default))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
