@@ -1,0 +1,28 @@
+//! Pure logic and vocabulary of fedllm: no async, sockets, GPU, files or clock.
+//!
+//! What a run is made of: names ([`RunId`], [`ClientId`]), vectors
+//! ([`Adapter`], [`Delta`] over a [`Layout`]), messages ([`ClientMessage`],
+//! [`ServerMessage`]) and the bytes of both.
+
+mod adapter;
+mod codec;
+mod id;
+mod time;
+mod wire;
+
+pub use adapter::{
+    Adapter, AdapterError, Delta, Layout, LayoutError, MAX_TENSORS, MAX_VALUES, TensorSpec,
+    check_finite,
+};
+pub use codec::{Codec, ParseCodecError};
+pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
+pub use time::Timestamp;
+pub use wire::{
+    ALPN, ALPN_JOIN, BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse,
+    CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, DeclineReason, ErrorCode,
+    FailReason, FrameDecoder, Hello, JoinGrant, JoinRefusal, JoinRequest, JoinResponse, JoinToken,
+    JoinTokenError, LocalRule, LocalSpec, LoraSpec, MAX_BODY_BYTES, MAX_CSR_BYTES, MAX_TEXT_BYTES,
+    ObjectiveSpec, PROTOCOL, ParseTargetsError, RefuseReason, RoundOutcome, RoundSummary,
+    ServerMessage, Target, Targets, TaskError, TokenId, TokenSecret, TrainTask, UpdateMetrics,
+    UpdateOffer, WaitReason, Welcome, WireError, decode_body, encode_frame, resume_offset,
+};
