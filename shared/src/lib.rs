@@ -6,7 +6,9 @@
 
 mod adapter;
 mod codec;
+mod config;
 mod id;
+mod strategy;
 mod time;
 mod wire;
 
@@ -15,7 +17,12 @@ pub use adapter::{
     check_finite,
 };
 pub use codec::{Codec, ParseCodecError};
+pub use config::{
+    ConfigError, DataConfig, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource,
+    RoundsConfig, ScheduleKind, ServerConfig, WireConfig,
+};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
+pub use strategy::{StrategySpec, WeightBy, Weighting};
 pub use time::Timestamp;
 pub use wire::{
     ALPN, ALPN_JOIN, BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse,

@@ -1,0 +1,316 @@
+//! `federation.toml`: what an operator decides.
+
+mod raw;
+mod schedule;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use schedule::{LrSchedule, ScheduleKind};
+
+use crate::codec::Codec;
+use crate::id::{Digest, RoundId};
+use crate::strategy::{StrategySpec, Weighting};
+use crate::wire::{LocalSpec, LoraSpec};
+
+/// A federation as its operator describes it, checked.
+///
+/// [`Federation::DEFAULT_TOML`] explains every key, and is the default:
+///
+/// ```
+/// use fedllm_shared::Federation;
+///
+/// let federation = Federation::parse(Federation::DEFAULT_TOML)?;
+/// assert_eq!(federation, Federation::parse("")?);
+/// assert_eq!(federation.rounds.count, 10);
+///
+/// let error = Federation::parse("[rounds]\ncohort = 4\nquorum = 5\n").unwrap_err();
+/// assert_eq!(error.to_string(), "line 3: rounds.quorum must be 1 to 4 (the cohort), got 5");
+/// # Ok::<(), fedllm_shared::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Federation {
+    /// What clients are told it is called.
+    pub name: String,
+    /// The seed of everything random on the server.
+    pub seed: u64,
+    /// The base model.
+    pub model: ModelConfig,
+    /// What the shards must be made with.
+    pub data: DataConfig,
+    /// The adapter.
+    pub lora: LoraSpec,
+    /// When rounds open and close.
+    pub rounds: RoundsConfig,
+    /// What clients do in a round.
+    pub local: LocalConfig,
+    /// The algorithm.
+    pub strategy: StrategySpec,
+    /// What an update weighs.
+    pub weighting: Weighting,
+    /// How updates travel.
+    pub wire: WireConfig,
+    /// Where the server is.
+    pub server: ServerConfig,
+}
+
+/// The base model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Where it comes from.
+    pub source: ModelSource,
+    /// The fingerprint it must have.
+    pub digest: Option<Digest>,
+}
+
+/// Where a base model comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelSource {
+    /// The catalog, by this name.
+    Name(String),
+    /// A directory or a file.
+    Path(String),
+}
+
+/// What the shards must be made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataConfig {
+    /// The template's name.
+    pub template: String,
+    /// The longest row, in tokens.
+    pub max_tokens: u32,
+}
+
+/// When rounds open and close.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundsConfig {
+    /// Rounds of the run.
+    pub count: u64,
+    /// Clients asked in a round.
+    pub cohort: u32,
+    /// Clients that must be connected before a round opens.
+    pub min_clients: u32,
+    /// Updates that close a round at its deadline.
+    pub quorum: u32,
+    /// How long a round waits for updates.
+    pub deadline: Duration,
+}
+
+/// What clients do in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalConfig {
+    /// How the learning rate moves over the rounds.
+    pub lr: LrSchedule,
+    /// Everything else; its `lr` is replaced in each round.
+    spec: LocalSpec,
+}
+
+impl LocalConfig {
+    /// The local training of `round`, with that round's learning rate.
+    pub fn at(&self, round: RoundId) -> LocalSpec {
+        LocalSpec {
+            lr: self.lr.at(round),
+            ..self.spec.clone()
+        }
+    }
+}
+
+/// How updates travel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WireConfig {
+    /// How they are written.
+    pub codec: Codec,
+    /// The longest update (L2).
+    pub max_norm: Option<f32>,
+}
+
+/// Where the server is and what it keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Where it listens (UDP).
+    pub listen: SocketAddr,
+    /// What clients connect to, `host:port`.
+    pub address: String,
+    /// Where status and metrics are served (TCP).
+    pub status_listen: SocketAddr,
+    /// For how many rounds updates are kept after they were averaged.
+    pub keep_updates_rounds: u32,
+}
+
+/// A `federation.toml` that says something wrong: the operator's to correct.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{problem}", line_prefix(*.line))]
+pub struct ConfigError {
+    /// The line, counted from 1, if the key stands in the file.
+    pub line: Option<usize>,
+    /// The key as `section.key`, if it is about one.
+    pub key: Option<String>,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Federation {
+    /// Every key with its default and what it is for: the file that `init` writes.
+    pub const DEFAULT_TOML: &str = include_str!("federation.toml");
+
+    /// Every key with its default and what it is for.
+    pub fn default_toml() -> &'static str {
+        Self::DEFAULT_TOML
+    }
+
+    /// Reads and checks a `federation.toml`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] with the line and the key of what is wrong.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        raw::parse(text)
+    }
+}
+
+fn line_prefix(line: Option<usize>) -> String {
+    line.map(|line| format!("line {line}: "))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_file_says_what_the_defaults_are() {
+        let written = Federation::parse(Federation::DEFAULT_TOML).unwrap();
+        assert_eq!(written, Federation::parse("").unwrap());
+        let bytes = postcard::to_stdvec(&written).unwrap();
+        assert_eq!(postcard::from_bytes::<Federation>(&bytes).unwrap(), written);
+    }
+
+    #[test]
+    fn keys_in_comments_are_keys() {
+        let text = Federation::DEFAULT_TOML
+            .replace("name = \"smollm2-135m-instruct\"", "")
+            .replace("# path =", "path =")
+            .replace("# digest =", "digest =")
+            .replace("# max_norm =", "max_norm =");
+        let federation = Federation::parse(&text).unwrap();
+        let source = ModelSource::Path("/models/my-model".to_owned());
+        assert_eq!(federation.model.source, source);
+        assert_eq!(federation.model.digest, Some(Digest::default()));
+        assert_eq!(federation.wire.max_norm, Some(10.0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let cases = [
+            (
+                "[rounds]\n\ncohort = 0",
+                Some(3),
+                "rounds.cohort",
+                "must be at least 1, got 0",
+            ),
+            (
+                "[rounds]\nquorum = 11",
+                Some(2),
+                "rounds.quorum",
+                "1 to 10 (the cohort)",
+            ),
+            (
+                "[rounds]\ncohort = 1",
+                None,
+                "rounds.quorum",
+                "1 to 1 (the cohort), got 2",
+            ),
+            (
+                "[rounds]\nmin_clients = 1",
+                Some(2),
+                "rounds.min_clients",
+                "quorum",
+            ),
+            ("[local]\nlr = -1.0", Some(2), "local.lr", "0 to 10"),
+            ("[local]\nlr = nan", Some(2), "local.lr", "NaN"),
+            (
+                "[local]\nschedule = \"wild\"",
+                Some(2),
+                "local.schedule",
+                "constant",
+            ),
+            (
+                "[adapter]\ntargets = \"q,x\"",
+                Some(2),
+                "adapter.targets",
+                "q,x",
+            ),
+            (
+                "[strategy]\nname = \"fedsgd\"",
+                Some(2),
+                "strategy.name",
+                "fedavg",
+            ),
+            ("[wire]\ncodec = \"int4\"", Some(2), "wire.codec", "bf16"),
+            ("[wire]\nmax_norm = 0", Some(2), "wire.max_norm", "above 0"),
+            (
+                "[server]\nlisten = \"here\"",
+                Some(2),
+                "server.listen",
+                "here",
+            ),
+            (
+                "[server]\naddress = \"host\"",
+                Some(2),
+                "server.address",
+                "host:port",
+            ),
+            (
+                "[model]\nname = \"a\"\npath = \"b\"",
+                Some(3),
+                "model.path",
+                "one of",
+            ),
+            (
+                "[model]\ndigest = \"00\"",
+                Some(2),
+                "model.digest",
+                "64 hex digits",
+            ),
+        ];
+        for (text, line, key, problem) in cases {
+            let error = Federation::parse(text).unwrap_err();
+            assert_eq!(
+                (error.line, error.key.as_deref()),
+                (line, Some(key)),
+                "{error}"
+            );
+            assert!(error.problem.contains(problem), "{error}");
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_errors_with_lines() {
+        let cases = [
+            ("\n[rounds]\ncohrt = 3", Some(3), "cohrt"),
+            ("[round]\ncohort = 3", Some(1), "round"),
+            ("[rounds]\ncohort = \"3\"", Some(2), "invalid type"),
+            ("[rounds]\ncohort = -3", Some(2), "-3"),
+            ("[rounds]\ncohort =", Some(2), ""),
+            ("[rounds]\ncohort = 3\ncohort = 4", Some(3), "duplicate"),
+        ];
+        for (text, line, problem) in cases {
+            let error = Federation::parse(text).unwrap_err();
+            assert_eq!(error.line, line, "{text}: {error}");
+            assert!(error.problem.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_round_has_its_own_learning_rate() {
+        let text = "[local]\nschedule = \"cosine\"\nlr = 1e-3\nlr_min = 0.0";
+        let federation = Federation::parse(text).unwrap();
+        assert_eq!(federation.local.at(RoundId(0)).lr, 1e-3);
+        assert!((federation.local.at(RoundId(5)).lr - 5e-4).abs() < 1e-9);
+        assert_eq!(federation.local.at(RoundId(5)).steps, 10);
+    }
+}

@@ -1,0 +1,361 @@
+//! The file as it stands, and how it becomes a [`Federation`].
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::de::DeTable;
+
+use super::*;
+use crate::strategy::WeightBy;
+use crate::wire::Targets;
+
+/// The file as it stands. Each section's defaults are those of `federation.toml`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    federation: RawFederation,
+    model: RawModel,
+    data: RawData,
+    adapter: RawAdapter,
+    rounds: RawRounds,
+    local: RawLocal,
+    strategy: RawStrategy,
+    wire: RawWire,
+    server: RawServer,
+}
+
+/// A section with its defaults, one line a key.
+macro_rules! section {
+    ($name:ident { $($key:ident: $type:ty = $default:expr,)* }) => {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct $name {
+            $($key: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)* }
+            }
+        }
+    };
+}
+
+section!(RawFederation {
+    name: String = "my federation".into(),
+    seed: u64 = 1,
+});
+section!(RawModel {
+    name: Option<String> = None,
+    path: Option<String> = None,
+    digest: Option<String> = None,
+});
+section!(RawData {
+    template: String = "chat".into(),
+    max_tokens: u32 = 512,
+});
+section!(RawAdapter {
+    rank: u32 = 8,
+    alpha: f32 = 16.0,
+    dropout: f32 = 0.0,
+    rslora: bool = false,
+    targets: String = Targets::ALL.to_string(),
+});
+section!(RawRounds {
+    count: u64 = 10,
+    cohort: u32 = 10,
+    min_clients: u32 = 2,
+    quorum: u32 = 2,
+    deadline_seconds: u64 = 3600,
+});
+section!(RawLocal {
+    steps: u32 = 10,
+    batch: u32 = 4,
+    lr: f32 = 2e-4,
+    schedule: String = "constant".into(),
+    lr_min: f32 = 1e-6,
+    warmup_rounds: u64 = 0,
+    beta1: f32 = 0.9,
+    beta2: f32 = 0.999,
+    eps: f32 = 1e-8,
+    weight_decay: f32 = 0.0,
+    max_grad_norm: f32 = 1.0,
+    keep_optimizer: bool = false,
+    shuffle: bool = true,
+});
+section!(RawStrategy {
+    name: String = "fedavg".into(),
+    server_lr: f32 = 1.0,
+    weight_by: String = "rows".into(),
+    max_weight: u64 = 1_000_000,
+});
+section!(RawWire {
+    codec: String = "bf16".into(),
+    max_norm: Option<f32> = None,
+});
+section!(RawServer {
+    listen: String = "0.0.0.0:7433".into(),
+    address: String = "localhost:7433".into(),
+    status_listen: String = "127.0.0.1:7434".into(),
+    keep_updates_rounds: u32 = 0,
+});
+
+const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+pub(super) fn parse(text: &str) -> Result<Federation, ConfigError> {
+    let raw: Raw = toml::from_str(text).map_err(|error| ConfigError {
+        line: error.span().map(|span| line_at(text, span.start)),
+        key: None,
+        problem: error.message().to_owned(),
+    })?;
+    let file = File { text };
+
+    let seed = raw.federation.seed;
+    let rounds = rounds(&file, &raw.rounds)?;
+    Ok(Federation {
+        name: file.text("federation.name", raw.federation.name, 1..=100)?,
+        seed,
+        model: model(&file, raw.model)?,
+        lora: lora(&file, &raw.adapter, seed)?,
+        local: local(&file, &raw.local, raw.data.max_tokens, rounds.count)?,
+        data: data(&file, raw.data)?,
+        rounds,
+        strategy: strategy(&file, &raw.strategy)?,
+        weighting: Weighting {
+            by: file.one_of("strategy.weight_by", &raw.strategy.weight_by, &WEIGHTS)?,
+            max: file.bound("strategy.max_weight", raw.strategy.max_weight, 1, 1 << 52)?,
+        },
+        wire: wire(&file, &raw.wire)?,
+        server: server(&file, raw.server)?,
+    })
+}
+
+const WEIGHTS: [(&str, WeightBy); 3] = [
+    ("rows", WeightBy::Rows),
+    ("loss_tokens", WeightBy::LossTokens),
+    ("uniform", WeightBy::Uniform),
+];
+const SCHEDULES: [(&str, ScheduleKind); 2] = [
+    ("constant", ScheduleKind::Constant),
+    ("cosine", ScheduleKind::Cosine),
+];
+const CODECS: [(&str, Codec); 3] = [
+    ("f32", Codec::F32),
+    ("bf16", Codec::Bf16),
+    ("int8", Codec::Int8Rows),
+];
+
+fn model(file: &File<'_>, raw: RawModel) -> Result<ModelConfig, ConfigError> {
+    let source = match (raw.name, raw.path) {
+        (Some(_), Some(_)) => {
+            return Err(file.error("model.path", "or model.name: give one of them only"));
+        }
+        (None, Some(path)) => ModelSource::Path(file.text("model.path", path, 1..=4096)?),
+        (Some(name), None) => ModelSource::Name(file.text("model.name", name, 1..=100)?),
+        (None, None) => ModelSource::Name(DEFAULT_MODEL.to_owned()),
+    };
+    let digest = raw.digest.map(|text| file.read("model.digest", &text));
+    Ok(ModelConfig {
+        source,
+        digest: digest.transpose()?,
+    })
+}
+
+fn data(file: &File<'_>, raw: RawData) -> Result<DataConfig, ConfigError> {
+    Ok(DataConfig {
+        template: file.text("data.template", raw.template, 1..=100)?,
+        max_tokens: file.bound("data.max_tokens", raw.max_tokens, 2, 1 << 20)?,
+    })
+}
+
+fn lora(file: &File<'_>, raw: &RawAdapter, seed: u64) -> Result<LoraSpec, ConfigError> {
+    Ok(LoraSpec {
+        rank: file.bound("adapter.rank", raw.rank, 1, 1024)?,
+        alpha: file.above_zero("adapter.alpha", raw.alpha, 1e6)?,
+        dropout: file.bound("adapter.dropout", raw.dropout, 0.0, 0.99)?,
+        rslora: raw.rslora,
+        targets: file.read("adapter.targets", &raw.targets)?,
+        seed,
+    })
+}
+
+fn rounds(file: &File<'_>, raw: &RawRounds) -> Result<RoundsConfig, ConfigError> {
+    let cohort = file.at_least("rounds.cohort", raw.cohort, 1)?;
+    if raw.quorum == 0 || raw.quorum > cohort {
+        let problem = format!("must be 1 to {cohort} (the cohort), got {}", raw.quorum);
+        return Err(file.error("rounds.quorum", &problem));
+    }
+    if raw.min_clients < raw.quorum {
+        let (got, quorum) = (raw.min_clients, raw.quorum);
+        let problem = format!("must be at least {quorum} (the quorum), got {got}");
+        return Err(file.error("rounds.min_clients", &problem));
+    }
+    let deadline = file.bound("rounds.deadline_seconds", raw.deadline_seconds, 1, 1 << 32)?;
+    Ok(RoundsConfig {
+        count: file.at_least("rounds.count", raw.count, 1)?,
+        cohort,
+        min_clients: raw.min_clients,
+        quorum: raw.quorum,
+        deadline: Duration::from_secs(deadline),
+    })
+}
+
+fn local(
+    file: &File<'_>,
+    raw: &RawLocal,
+    max_tokens: u32,
+    rounds: u64,
+) -> Result<LocalConfig, ConfigError> {
+    let lr = file.bound("local.lr", raw.lr, 0.0, 10.0)?;
+    Ok(LocalConfig {
+        lr: LrSchedule {
+            kind: file.one_of("local.schedule", &raw.schedule, &SCHEDULES)?,
+            lr,
+            lr_min: file.bound("local.lr_min", raw.lr_min, 0.0, 10.0)?,
+            warmup_rounds: raw.warmup_rounds,
+            rounds,
+        },
+        spec: LocalSpec {
+            steps: file.bound("local.steps", raw.steps, 1, 1_000_000)?,
+            batch: file.bound("local.batch", raw.batch, 1, 65_536)?,
+            max_tokens,
+            lr,
+            beta1: file.bound("local.beta1", raw.beta1, 0.0, 0.999_999)?,
+            beta2: file.bound("local.beta2", raw.beta2, 0.0, 0.999_999_9)?,
+            eps: file.above_zero("local.eps", raw.eps, 1.0)?,
+            weight_decay: file.bound("local.weight_decay", raw.weight_decay, 0.0, 10.0)?,
+            max_grad_norm: file.bound("local.max_grad_norm", raw.max_grad_norm, 0.0, 1e9)?,
+            keep_optimizer: raw.keep_optimizer,
+            shuffle: raw.shuffle,
+        },
+    })
+}
+
+fn strategy(file: &File<'_>, raw: &RawStrategy) -> Result<StrategySpec, ConfigError> {
+    let server_lr = file.above_zero("strategy.server_lr", raw.server_lr, 100.0)?;
+    file.one_of(
+        "strategy.name",
+        &raw.name,
+        &[("fedavg", StrategySpec::FedAvg { server_lr })],
+    )
+}
+
+fn wire(file: &File<'_>, raw: &RawWire) -> Result<WireConfig, ConfigError> {
+    let norm = raw.max_norm;
+    let norm = norm.map(|norm| file.above_zero("wire.max_norm", norm, 1e9));
+    Ok(WireConfig {
+        codec: file.one_of("wire.codec", &raw.codec, &CODECS)?,
+        max_norm: norm.transpose()?,
+    })
+}
+
+fn server(file: &File<'_>, raw: RawServer) -> Result<ServerConfig, ConfigError> {
+    let host_and_port = raw.address.rsplit_once(':');
+    let port = host_and_port.and_then(|(_, port)| port.parse::<u16>().ok());
+    if port.is_none_or(|port| port == 0) || raw.address.starts_with(':') {
+        let problem = format!("must be host:port, got {:?}", raw.address);
+        return Err(file.error("server.address", &problem));
+    }
+    Ok(ServerConfig {
+        listen: file.read("server.listen", &raw.listen)?,
+        status_listen: file.read("server.status_listen", &raw.status_listen)?,
+        address: raw.address,
+        keep_updates_rounds: raw.keep_updates_rounds,
+    })
+}
+
+/// The text, for errors that name lines.
+struct File<'a> {
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn bound<T>(&self, key: &str, value: T, low: T, high: T) -> Result<T, ConfigError>
+    where
+        T: PartialOrd + fmt::Display + Copy,
+    {
+        // A value that is no number is in no range.
+        if value >= low && value <= high {
+            return Ok(value);
+        }
+        Err(self.error(key, &format!("must be {low} to {high}, got {value}")))
+    }
+
+    fn at_least<T>(&self, key: &str, value: T, low: T) -> Result<T, ConfigError>
+    where
+        T: PartialOrd + fmt::Display,
+    {
+        if value >= low {
+            return Ok(value);
+        }
+        Err(self.error(key, &format!("must be at least {low}, got {value}")))
+    }
+
+    fn above_zero(&self, key: &str, value: f32, high: f32) -> Result<f32, ConfigError> {
+        if value > 0.0 && value <= high {
+            return Ok(value);
+        }
+        let problem = format!("must be above 0 and at most {high}, got {value}");
+        Err(self.error(key, &problem))
+    }
+
+    fn text(
+        &self,
+        key: &str,
+        value: String,
+        bytes: std::ops::RangeInclusive<usize>,
+    ) -> Result<String, ConfigError> {
+        if bytes.contains(&value.len()) {
+            return Ok(value);
+        }
+        let (low, high, got) = (bytes.start(), bytes.end(), value.len());
+        Err(self.error(key, &format!("must have {low} to {high} bytes, got {got}")))
+    }
+
+    fn read<T>(&self, key: &str, value: &str) -> Result<T, ConfigError>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        let value_of = value.parse();
+        value_of.map_err(|error| self.error(key, &format!("= {value:?} is wrong: {error}")))
+    }
+
+    fn one_of<T: Clone>(
+        &self,
+        key: &str,
+        value: &str,
+        table: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        if let Some((_, found)) = table.iter().find(|(name, _)| *name == value) {
+            return Ok(found.clone());
+        }
+        let names: Vec<_> = table.iter().map(|(name, _)| format!("{name:?}")).collect();
+        let problem = format!("must be {}, got {value:?}", names.join(" or "));
+        Err(self.error(key, &problem))
+    }
+
+    fn error(&self, key: &str, problem: &str) -> ConfigError {
+        ConfigError {
+            line: self.line_of(key),
+            key: Some(key.to_owned()),
+            problem: format!("{key} {problem}"),
+        }
+    }
+
+    /// The line where `section.key` stands, if it does.
+    fn line_of(&self, path: &str) -> Option<usize> {
+        let (section, key) = path.split_once('.')?;
+        let file = DeTable::parse(self.text).ok()?.into_inner();
+        let table = file.get(section)?.get_ref().as_table()?;
+        let (key, _) = table.get_key_value(key)?;
+        Some(line_at(self.text, key.span().start))
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    let before = text.get(..offset).unwrap_or(text);
+    before.matches('\n').count() + 1
+}
