@@ -1,0 +1,297 @@
+//! One decoder block, forward and backward, for every architecture of this crate: the
+//! options that tell them apart are fields.
+
+use crate::config::Activation;
+use crate::lora::{BlockGrads, BlockLora};
+use crate::ops::{
+    Attended, AttentionSpec, LinearGroup, Normed, Rotation, Turn, attention, attention_backward,
+    attention_cached, glu, glu_backward, rms_norm, rms_norm_backward, rotate,
+};
+use burn::tensor::Tensor;
+use std::ops::Range;
+
+/// A decoder block with frozen weights.
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub(crate) attention: AttentionSpec,
+    pub(crate) activation: Activation,
+    pub(crate) eps: f32,
+    /// Index into the rotations of [`Rows`]: Gemma 3 turns sliding layers differently.
+    pub(crate) rotation: usize,
+    pub(crate) attention_norm: Tensor<1>,
+    pub(crate) qkv: LinearGroup,
+    /// Norms of each query and key head (Qwen3, Gemma 3).
+    pub(crate) qk_norm: Option<QkNorm>,
+    pub(crate) out: LinearGroup,
+    /// Norm of the attention's output before it is added (Gemma).
+    pub(crate) attention_post_norm: Option<Tensor<1>>,
+    pub(crate) ffn_norm: Tensor<1>,
+    pub(crate) gate_up: LinearGroup,
+    pub(crate) down: LinearGroup,
+    /// Norm of the feed-forward's output before it is added (Gemma).
+    pub(crate) ffn_post_norm: Option<Tensor<1>>,
+}
+
+/// Weights of the norms over each head's features.
+#[derive(Clone, Debug)]
+pub struct QkNorm {
+    pub(crate) query: Tensor<1>,
+    pub(crate) key: Tensor<1>,
+}
+
+/// Where the rows of a packed batch lie, and the rotations of their tokens.
+pub struct Rows {
+    /// Token ranges, disjoint and in order.
+    pub segments: Vec<Range<usize>>,
+    /// One for each kind of rotation that the model has.
+    pub rotations: Vec<Rotation>,
+}
+
+/// What the backward pass of one block needs besides its input.
+pub struct Tape {
+    normed: Normed,
+    qkv: Projected,
+    attended: Attended,
+    out: Branch,
+    middle: Tensor<2>,
+    ffn_normed: Normed,
+    gate_up: Tensor<2>,
+    gate_up_u: Option<Tensor<2>>,
+    hidden: Tensor<2>,
+    down: Branch,
+}
+
+/// Queries, keys and values, normalised and rotated.
+struct Projected {
+    rotated: Tensor<2>,
+    u: Option<Tensor<2>>,
+    norm: Option<QkTape>,
+}
+
+struct QkTape {
+    query: (Tensor<2>, Tensor<2>),
+    key: (Tensor<2>, Tensor<2>),
+}
+
+/// The end of a residual branch: a linear group and perhaps a norm.
+struct Branch {
+    u: Option<Tensor<2>>,
+    /// The linear output and its inverse root mean square, if it is normalised.
+    norm: Option<(Tensor<2>, Tensor<2>)>,
+}
+
+/// Keys and values of the tokens so far, of one block.
+#[derive(Clone, Debug, Default)]
+pub struct BlockCache {
+    keys: Option<Tensor<2>>,
+    values: Option<Tensor<2>>,
+}
+
+impl BlockCache {
+    /// Adds the keys and values of new tokens, and returns all of them.
+    fn extend(&mut self, keys: Tensor<2>, values: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let join = |old: Option<Tensor<2>>, new| match old {
+            Some(old) => Tensor::cat(vec![old, new], 0),
+            None => new,
+        };
+        let (keys, values) = (join(self.keys.take(), keys), join(self.values.take(), values));
+        self.keys = Some(keys.clone());
+        self.values = Some(values.clone());
+        (keys, values)
+    }
+}
+
+impl Block {
+    /// `x` `[tokens, hidden]` through the block, and what the backward pass needs.
+    pub fn forward(&self, x: &Tensor<2>, rows: &Rows, lora: Option<&BlockLora>) -> (Tensor<2>, Tape) {
+        let normed = rms_norm(x, &self.attention_norm, self.eps);
+        let qkv = self.project(&normed.y, &rows.rotations[self.rotation], lora);
+        let attended = attention(&qkv.rotated, &rows.segments, &self.attention);
+        let (branch, out) = self.out_branch(&attended.out, lora);
+        let middle = x.clone() + branch;
+
+        let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
+        let gate_up = self.gate_up.forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
+        let hidden = glu(&gate_up.y, self.activation);
+        let (branch, down) = self.down_branch(&hidden, lora);
+        let y = middle.clone() + branch;
+        let tape = Tape {
+            normed,
+            qkv,
+            attended,
+            out,
+            middle,
+            ffn_normed,
+            gate_up: gate_up.y,
+            gate_up_u: gate_up.u,
+            hidden,
+            down,
+        };
+        (y, tape)
+    }
+
+    /// The gradient with respect to the block's input `x`, if asked for, and those of
+    /// the adapters, given that of its output.
+    pub fn backward(
+        &self,
+        dy: Tensor<2>,
+        x: &Tensor<2>,
+        tape: Tape,
+        rows: &Rows,
+        lora: &BlockLora,
+        want_dx: bool,
+    ) -> (Option<Tensor<2>>, BlockGrads) {
+        let mut grads = BlockGrads::default();
+        let dbranch = branch_gradient(&dy, &tape.down, self.ffn_post_norm.as_ref());
+        let (dhidden, down) =
+            self.down.backward(&dbranch, &tape.hidden, tape.down.u.as_ref(), lora.down.as_ref(), true);
+        grads.down = down;
+        let dhidden = wanted(dhidden);
+        let dgate_up = glu_backward(&dhidden, &tape.gate_up, self.activation);
+        let (dnormed, gate_up) = self.gate_up.backward(
+            &dgate_up,
+            &tape.ffn_normed.y,
+            tape.gate_up_u.as_ref(),
+            lora.gate_up.as_ref(),
+            true,
+        );
+        grads.gate_up = gate_up;
+        let dmiddle =
+            dy + rms_norm_backward(&wanted(dnormed), &tape.middle, &self.ffn_norm, &tape.ffn_normed.inv);
+
+        let dbranch = branch_gradient(&dmiddle, &tape.out, self.attention_post_norm.as_ref());
+        let (dattended, out) =
+            self.out.backward(&dbranch, &tape.attended.out, tape.out.u.as_ref(), lora.out.as_ref(), true);
+        grads.out = out;
+        let drotated = attention_backward(
+            &wanted(dattended),
+            &tape.qkv.rotated,
+            &tape.attended,
+            &rows.segments,
+            &self.attention,
+        );
+        let dqkv = self.project_backward(drotated, &tape.qkv, &rows.rotations[self.rotation]);
+        let (dnormed, qkv) =
+            self.qkv.backward(&dqkv, &tape.normed.y, tape.qkv.u.as_ref(), lora.qkv.as_ref(), want_dx);
+        grads.qkv = qkv;
+        let dx = dnormed
+            .map(|dnormed| dmiddle + rms_norm_backward(&dnormed, x, &self.attention_norm, &tape.normed.inv));
+        (dx, grads)
+    }
+
+    /// New tokens of one row through the block, attending to the cached ones.
+    pub fn forward_cached(
+        &self,
+        x: &Tensor<2>,
+        rotations: &[Rotation],
+        cache: &mut BlockCache,
+        lora: Option<&BlockLora>,
+    ) -> Tensor<2> {
+        let spec = &self.attention;
+        let new = x.dims()[0];
+        let normed = rms_norm(x, &self.attention_norm, self.eps);
+        let qkv = self.project(&normed.y, &rotations[self.rotation], lora).rotated;
+        let columns = |from: usize, heads: usize| {
+            qkv.clone().slice([0..new, from * spec.head_dim..(from + heads) * spec.head_dim])
+        };
+        let (keys, values) = cache.extend(
+            columns(spec.heads, spec.kv_heads),
+            columns(spec.heads + spec.kv_heads, spec.kv_heads),
+        );
+        let attended = attention_cached(&columns(0, spec.heads), &keys, &values, spec);
+        let middle = x.clone() + self.out_branch(&attended, lora).0;
+        let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
+        let gate_up = self.gate_up.forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
+        let hidden = glu(&gate_up.y, self.activation);
+        middle + self.down_branch(&hidden, lora).0
+    }
+
+    fn project(&self, normed: &Tensor<2>, rotation: &Rotation, lora: Option<&BlockLora>) -> Projected {
+        let output = self.qkv.forward(normed, lora.and_then(|l| l.qkv.as_ref()));
+        let heads = self.attention.heads + self.attention.kv_heads;
+        let (qkv, norm) = match &self.qk_norm {
+            None => (output.y, None),
+            Some(weights) => {
+                let [query, key, value] = self.split(&output.y);
+                let (query, query_tape) = self.head_norm(query, &weights.query);
+                let (key, key_tape) = self.head_norm(key, &weights.key);
+                let tape = QkTape { query: query_tape, key: key_tape };
+                (Tensor::cat(vec![query, key, value], 1), Some(tape))
+            }
+        };
+        Projected { rotated: rotate(qkv, rotation, heads, Turn::Forward), u: output.u, norm }
+    }
+
+    fn project_backward(&self, drotated: Tensor<2>, tape: &Projected, rotation: &Rotation) -> Tensor<2> {
+        let heads = self.attention.heads + self.attention.kv_heads;
+        let dqkv = rotate(drotated, rotation, heads, Turn::Backward);
+        let Some((tape, weights)) = tape.norm.as_ref().zip(self.qk_norm.as_ref()) else {
+            return dqkv;
+        };
+        let [dquery, dkey, dvalue] = self.split(&dqkv);
+        let dim = self.attention.head_dim;
+        let back = |dy: Tensor<2>, (x, inv): &(Tensor<2>, Tensor<2>), weight: &Tensor<1>| {
+            let [tokens, width] = dy.dims();
+            let dy = dy.reshape([tokens * width / dim, dim]);
+            rms_norm_backward(&dy, x, weight, inv).reshape([tokens, width])
+        };
+        let dquery = back(dquery, &tape.query, &weights.query);
+        let dkey = back(dkey, &tape.key, &weights.key);
+        Tensor::cat(vec![dquery, dkey, dvalue], 1)
+    }
+
+    /// The query, key and value columns.
+    fn split(&self, qkv: &Tensor<2>) -> [Tensor<2>; 3] {
+        let spec = &self.attention;
+        let [tokens, width] = qkv.dims();
+        let (q, k) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        [0..q, q..q + k, q + k..width].map(|columns| qkv.clone().slice([0..tokens, columns]))
+    }
+
+    /// Normalises each head's features; also returns what the backward pass needs.
+    fn head_norm(&self, x: Tensor<2>, weight: &Tensor<1>) -> (Tensor<2>, (Tensor<2>, Tensor<2>)) {
+        let [tokens, width] = x.dims();
+        let dim = self.attention.head_dim;
+        let heads = x.reshape([tokens * width / dim, dim]);
+        let normed = rms_norm(&heads, weight, self.eps);
+        (normed.y.reshape([tokens, width]), (heads, normed.inv))
+    }
+
+    fn out_branch(&self, attended: &Tensor<2>, lora: Option<&BlockLora>) -> (Tensor<2>, Branch) {
+        let output = self.out.forward(attended, lora.and_then(|l| l.out.as_ref()));
+        self.finish_branch(output.y, output.u, self.attention_post_norm.as_ref())
+    }
+
+    fn down_branch(&self, hidden: &Tensor<2>, lora: Option<&BlockLora>) -> (Tensor<2>, Branch) {
+        let output = self.down.forward(hidden, lora.and_then(|l| l.down.as_ref()));
+        self.finish_branch(output.y, output.u, self.ffn_post_norm.as_ref())
+    }
+
+    fn finish_branch(
+        &self,
+        y: Tensor<2>,
+        u: Option<Tensor<2>>,
+        weight: Option<&Tensor<1>>,
+    ) -> (Tensor<2>, Branch) {
+        match weight {
+            None => (y, Branch { u, norm: None }),
+            Some(weight) => {
+                let normed = rms_norm(&y, weight, self.eps);
+                (normed.y, Branch { u, norm: Some((y, normed.inv)) })
+            }
+        }
+    }
+}
+
+fn branch_gradient(dy: &Tensor<2>, branch: &Branch, weight: Option<&Tensor<1>>) -> Tensor<2> {
+    match branch.norm.as_ref().zip(weight) {
+        None => dy.clone(),
+        Some(((x, inv), weight)) => rms_norm_backward(dy, x, weight, inv),
+    }
+}
+
+/// A gradient that was asked for.
+fn wanted(gradient: Option<Tensor<2>>) -> Tensor<2> {
+    // `LinearGroup::backward` returns `dx` whenever it is told to.
+    gradient.unwrap_or_else(|| unreachable!("a linear group kept back the gradient of its input"))
+}

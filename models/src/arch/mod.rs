@@ -1,0 +1,210 @@
+//! The decoder: one model type for every architecture that [`ModelConfig`] describes.
+
+mod block;
+mod load;
+
+pub use block::{Block, BlockCache};
+pub use load::{BasePrecision, LoadError};
+
+use crate::batch::Batch;
+use crate::config::ModelConfig;
+use crate::lora::{BlockGrads, Lora};
+use crate::ops::{
+    Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm, rms_norm_backward,
+    tensor_on,
+};
+use block::{Rows, Tape};
+use burn::tensor::{Device, Tensor};
+use fedllm_shared::Digest;
+
+/// A causal language model with frozen weights.
+pub struct CausalLm {
+    config: ModelConfig,
+    fingerprint: Digest,
+    device: Device,
+    embedding: HostMatrix,
+    blocks: Vec<Block>,
+    norm: Tensor<1>,
+    head: Head,
+    /// Inverse frequencies of each kind of rotation.
+    frequencies: Vec<Vec<f32>>,
+}
+
+/// Loss and gradients of one packed batch, still on the device.
+pub struct Gradients {
+    /// Summed cross-entropy over the loss tokens, one element.
+    pub loss_sum: Tensor<1>,
+    /// Gradient of `weight · loss_sum`, in the layout of the adapter.
+    pub flat: Tensor<1>,
+}
+
+/// How a training step trades memory for work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepMode {
+    /// Keep only each block's input and run the block again in the backward pass.
+    pub recompute: bool,
+    /// Factor on the summed loss: 1 over the loss tokens of the whole step.
+    pub weight: f32,
+    /// Dropout on the adapters' inputs.
+    pub dropout: Option<Dropout>,
+}
+
+/// Keys and values of one row so far.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    blocks: Vec<BlockCache>,
+    tokens: usize,
+}
+
+impl KvCache {
+    /// Tokens in the cache.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+impl CausalLm {
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Names the base weights, the same on every machine.
+    pub fn fingerprint(&self) -> Digest {
+        self.fingerprint
+    }
+
+    /// Where the model computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Hidden states after the last block, before the final norm: `[tokens, hidden]`.
+    fn hidden(&self, batch: &Batch, lora: Option<&Lora>) -> Tensor<2> {
+        let rows = self.rows(batch);
+        let mut x = self.embed(&batch.ids);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let lora = lora.map(|lora| lora.block(layer, None));
+            x = block.forward(&x, &rows, lora.as_ref()).0;
+        }
+        x
+    }
+
+    /// The log-probability of each labelled token of the batch, and what the model would
+    /// have chosen.
+    pub fn score(&self, batch: &Batch, lora: Option<&Lora>) -> Vec<TokenScore> {
+        if batch.targets.is_empty() {
+            return Vec::new();
+        }
+        let hidden = self.pick(&self.hidden(batch, lora), &batch.predicting);
+        self.head.score(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y, &batch.targets)
+    }
+
+    /// Logits `[picked, vocabulary]` at some places of the batch.
+    pub fn logits(&self, batch: &Batch, places: &[usize], lora: Option<&Lora>) -> Tensor<2> {
+        let hidden = self.pick(&self.hidden(batch, lora), places);
+        self.head.logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
+    }
+
+    /// Loss and adapter gradients of a batch with at least one loss token.
+    ///
+    /// The backward pass goes block by block with the formulas of [`crate::ops`]; no tape
+    /// of single operations and no weight-shaped gradient ever exists.
+    pub fn gradients(&self, batch: &Batch, lora: &Lora, mode: &StepMode) -> Gradients {
+        let rows = self.rows(batch);
+        let mut inputs = vec![self.embed(&batch.ids)];
+        let mut tapes: Vec<Option<Tape>> = Vec::with_capacity(self.blocks.len());
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let adapters = lora.block(layer, mode.dropout);
+            let (y, tape) = block.forward(&inputs[layer], &rows, Some(&adapters));
+            tapes.push((!mode.recompute).then_some(tape));
+            inputs.push(y);
+        }
+        // There is one input more than there are blocks: the last block's output.
+        let last = inputs.pop().unwrap_or_else(|| self.embed(&batch.ids));
+        let (loss_sum, mut dy) = self.head_gradient(&last, batch, mode.weight);
+        drop(last);
+        let mut grads: Vec<BlockGrads> = Vec::with_capacity(self.blocks.len());
+        for (layer, block) in self.blocks.iter().enumerate().rev() {
+            let adapters = lora.block(layer, mode.dropout);
+            let Some(x) = inputs.pop() else { break };
+            let tape = match tapes.pop().flatten() {
+                Some(tape) => tape,
+                None => block.forward(&x, &rows, Some(&adapters)).1,
+            };
+            let (dx, block_grads) = block.backward(dy, &x, tape, &rows, &adapters, layer > 0);
+            grads.push(block_grads);
+            dy = dx.unwrap_or(x);
+        }
+        let flat = grads.into_iter().rev().flat_map(BlockGrads::flatten).collect();
+        Gradients { loss_sum, flat: Tensor::cat(flat, 0) }
+    }
+
+    /// Logits `[1, vocabulary]` after the last of `ids`, which continue the cached row.
+    pub fn decode(&self, ids: &[u32], cache: &mut KvCache, lora: Option<&Lora>) -> Tensor<2> {
+        cache.blocks.resize_with(self.blocks.len(), BlockCache::default);
+        let positions: Vec<u32> = (cache.tokens as u32..).take(ids.len()).collect();
+        let rotations = self.rotations(&positions);
+        let mut x = self.embed(ids);
+        for (layer, (block, cache)) in self.blocks.iter().zip(&mut cache.blocks).enumerate() {
+            let lora = lora.map(|lora| lora.block(layer, None));
+            x = block.forward_cached(&x, &rotations, cache, lora.as_ref());
+        }
+        cache.tokens += ids.len();
+        let last = x.slice([ids.len() - 1..ids.len(), 0..self.config.hidden]);
+        self.head.logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
+    }
+
+    /// The loss, and the gradient of the last block's output: zero but where a token
+    /// carries a loss.
+    fn head_gradient(&self, last: &Tensor<2>, batch: &Batch, weight: f32) -> (Tensor<1>, Tensor<2>) {
+        let picked = self.pick(last, &batch.predicting);
+        let normed = rms_norm(&picked, &self.norm, self.config.rms_eps);
+        let (loss_sum, dnormed) = self.head.cross_entropy(&normed.y, &batch.targets, weight);
+        let dpicked = rms_norm_backward(&dnormed, &picked, &self.norm, &normed.inv);
+        (loss_sum, self.spread(dpicked, &batch.predicting, batch.tokens()))
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<2> {
+        let x = embed(&self.embedding, ids, &self.device);
+        let scale = self.config.embedding_scale;
+        if scale == 1.0 { x } else { x.mul_scalar(scale) }
+    }
+
+    fn rows(&self, batch: &Batch) -> Rows {
+        Rows { segments: batch.segments.clone(), rotations: self.rotations(&batch.positions()) }
+    }
+
+    fn rotations(&self, positions: &[u32]) -> Vec<Rotation> {
+        self.frequencies.iter().map(|f| Rotation::new(positions, f, &self.device)).collect()
+    }
+
+    /// Rows of `x` at some places.
+    fn pick(&self, x: &Tensor<2>, places: &[usize]) -> Tensor<2> {
+        let index = indices_on(places.iter().map(|&p| p as i32).collect(), &self.device);
+        x.clone().select(0, index)
+    }
+
+    /// The inverse of [`Self::pick`]: `[tokens, features]`, zero elsewhere.
+    fn spread(&self, picked: Tensor<2>, places: &[usize], tokens: usize) -> Tensor<2> {
+        if places.len() == tokens {
+            return picked;
+        }
+        let features = picked.dims()[1];
+        if is_cpu(&self.device) {
+            let picked = crate::ops::Host::of(picked);
+            let mut out = vec![0.0; tokens * features];
+            for (&place, row) in places.iter().zip(picked.values().chunks_exact(features)) {
+                out[place * features..][..features].copy_from_slice(row);
+            }
+            return crate::ops::host_tensor(out, [tokens, features]);
+        }
+        // Gathering with a row of zeros put in front needs no scatter kernel.
+        let mut index = vec![0i32; tokens];
+        for (i, &place) in places.iter().enumerate() {
+            index[place] = i as i32 + 1;
+        }
+        let zero = tensor_on(vec![0.0; features], [1, features], &self.device);
+        Tensor::cat(vec![zero, picked], 0).select(0, indices_on(index, &self.device))
+    }
+}

@@ -1,0 +1,519 @@
+//! Causal self-attention over packed rows, with grouped key/value heads, a sliding
+//! window and soft-capped scores.
+//!
+//! The forward pass keeps only the log-sum-exp of each query's scores; the backward
+//! pass rebuilds the probabilities tile by tile (Dao 2023, arXiv 2307.08691, section
+//! 3.1), so no `[tokens, tokens]` matrix ever exists on the CPU.
+
+use super::gemm::{Mat, Threads, Write, gemm};
+use super::host::{Host, host_tensor, is_cpu};
+use super::simd::{dot, exp, exp_shifted, max, tanh, vectorized};
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Query rows that one tile handles.
+const TILE: usize = 64;
+
+/// How the heads of one attention layer are laid out and scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; `heads` is a multiple.
+    pub kv_heads: usize,
+    /// Features a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Position `i` sees `j` when `0 <= i - j < window`; all of the past if none.
+    pub window: Option<usize>,
+    /// Scores become `cap · tanh(score / cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+}
+
+impl AttentionSpec {
+    /// Width of the joint query, key and value tensor.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Width of the output.
+    pub fn out_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Where a query of a row sees keys of the same row.
+    fn visible(&self, query: usize) -> Range<usize> {
+        self.window.map_or(0, |window| (query + 1).saturating_sub(window))..query + 1
+    }
+}
+
+/// The result of [`attention`].
+pub struct Attended {
+    /// `[tokens, heads · head_dim]`.
+    pub out: Tensor<2>,
+    /// Log-sum-exp of each query's scores, `[tokens, heads]`.
+    pub log_sum: Tensor<2>,
+}
+
+/// Attention within each segment of packed rows.
+///
+/// `qkv` is `[tokens, (heads + 2·kv_heads) · head_dim]`: queries, keys, values side by
+/// side. `segments` are disjoint token ranges in order; tokens never see other segments.
+pub fn attention(qkv: &Tensor<2>, segments: &[Range<usize>], spec: &AttentionSpec) -> Attended {
+    if !is_cpu(&qkv.device()) {
+        return composed::attention(qkv, segments, spec);
+    }
+    let tokens = qkv.dims()[0];
+    let input = Host::of(qkv.clone());
+    let qkv = input.values();
+    let blocks: Vec<(Vec<f32>, Vec<f32>)> = tasks(segments, spec)
+        .into_par_iter()
+        .map(|(segment, kv)| forward_group(&qkv[segment.start * spec.qkv_width()..], segment.len(), kv, spec))
+        .collect();
+    let (group, dim) = (spec.group(), spec.head_dim);
+    let mut out = vec![0.0; tokens * spec.out_width()];
+    let mut log_sum = vec![0.0; tokens * spec.heads];
+    for ((segment, kv), (block_out, block_sum)) in tasks(segments, spec).into_iter().zip(blocks) {
+        copy_columns(&mut out, spec.out_width(), segment.start, kv * group * dim, &block_out, group * dim);
+        copy_columns(&mut log_sum, spec.heads, segment.start, kv * group, &block_sum, group);
+    }
+    Attended {
+        out: host_tensor(out, [tokens, spec.out_width()]),
+        log_sum: host_tensor(log_sum, [tokens, spec.heads]),
+    }
+}
+
+/// The gradient of [`attention`] with respect to `qkv`, given that of its output.
+pub fn attention_backward(
+    dout: &Tensor<2>,
+    qkv: &Tensor<2>,
+    attended: &Attended,
+    segments: &[Range<usize>],
+    spec: &AttentionSpec,
+) -> Tensor<2> {
+    if !is_cpu(&qkv.device()) {
+        return composed::attention_backward(dout, qkv, segments, spec);
+    }
+    let (tokens, width) = (qkv.dims()[0], spec.qkv_width());
+    let (qkv, dout) = (Host::of(qkv.clone()), Host::of(dout.clone()));
+    let (out, log_sum) = (Host::of(attended.out.clone()), Host::of(attended.log_sum.clone()));
+    let blocks: Vec<Vec<f32>> = tasks(segments, spec)
+        .into_par_iter()
+        .map(|(segment, kv)| {
+            let from = Saved {
+                qkv: &qkv.values()[segment.start * width..],
+                dout: &dout.values()[segment.start * spec.out_width()..],
+                out: &out.values()[segment.start * spec.out_width()..],
+                log_sum: &log_sum.values()[segment.start * spec.heads..],
+            };
+            backward_group(&from, segment.len(), kv, spec)
+        })
+        .collect();
+    let (group, dim) = (spec.group(), spec.head_dim);
+    let mut dqkv = vec![0.0; tokens * width];
+    for ((segment, kv), block) in tasks(segments, spec).into_iter().zip(blocks) {
+        let len = segment.len();
+        let (dq, rest) = block.split_at(len * group * dim);
+        let (dk, dv) = rest.split_at(len * dim);
+        copy_columns(&mut dqkv, width, segment.start, kv * group * dim, dq, group * dim);
+        copy_columns(&mut dqkv, width, segment.start, (spec.heads + kv) * dim, dk, dim);
+        copy_columns(&mut dqkv, width, segment.start, (spec.heads + spec.kv_heads + kv) * dim, dv, dim);
+    }
+    host_tensor(dqkv, [tokens, width])
+}
+
+/// Attention of new queries over cached keys and values of one row, for generation.
+///
+/// `q` is `[new, heads · head_dim]` at positions `past..past + new`; `keys` and `values`
+/// are `[past + new, kv_heads · head_dim]`.
+pub fn attention_cached(q: &Tensor<2>, keys: &Tensor<2>, values: &Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+    if !is_cpu(&q.device()) {
+        return composed::attention_cached(q, keys, values, spec);
+    }
+    let (new, total) = (q.dims()[0], keys.dims()[0]);
+    let past = total - new;
+    let (dim, kv_width, out_width) = (spec.head_dim, spec.kv_heads * spec.head_dim, spec.out_width());
+    let (q, keys, values) = (Host::of(q.clone()), Host::of(keys.clone()), Host::of(values.clone()));
+    let mut out = vec![0.0; new * out_width];
+    out.par_chunks_mut(dim).enumerate().for_each(|(i, out)| {
+        let (row, head) = (i / spec.heads, i % spec.heads);
+        let kv = head / spec.group();
+        let query = &q.values()[row * out_width + head * dim..][..dim];
+        let visible = spec.visible(past + row);
+        let key = |j: usize| &keys.values()[j * kv_width + kv * dim..][..dim];
+        let value = |j: usize| &values.values()[j * kv_width + kv * dim..][..dim];
+        vectorized(#[inline(always)] || {
+            let mut scores: Vec<f32> = visible.clone().map(|j| cap(dot(query, key(j)) * spec.scale, spec)).collect();
+            let largest = max(&scores);
+            let sum = exp_shifted(&mut scores, largest);
+            for (score, j) in scores.iter().zip(visible) {
+                for (out, v) in out.iter_mut().zip(value(j)) {
+                    *out += score / sum * v;
+                }
+            }
+        });
+    });
+    host_tensor(out, [new, out_width])
+}
+
+/// One task for each segment and key/value head.
+fn tasks(segments: &[Range<usize>], spec: &AttentionSpec) -> Vec<(Range<usize>, usize)> {
+    segments.iter().flat_map(|segment| (0..spec.kv_heads).map(|kv| (segment.clone(), kv))).collect()
+}
+
+fn copy_columns(to: &mut [f32], width: usize, row: usize, column: usize, block: &[f32], block_width: usize) {
+    for (i, from) in block.chunks_exact(block_width).enumerate() {
+        to[(row + i) * width + column..][..block_width].copy_from_slice(from);
+    }
+}
+
+#[inline(always)]
+fn cap(score: f32, spec: &AttentionSpec) -> f32 {
+    spec.soft_cap.map_or(score, |cap| cap * tanh(score / cap))
+}
+
+/// The query, key and value columns of one segment.
+struct Heads<'a> {
+    qkv: &'a [f32],
+    spec: &'a AttentionSpec,
+    kv: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn columns(&self, rows: Range<usize>, head: usize) -> Mat<'a> {
+        let width = self.spec.qkv_width();
+        let dim = self.spec.head_dim;
+        Mat::strided(&self.qkv[rows.start * width + head * dim..], rows.len(), dim, width)
+    }
+
+    fn query(&self, rows: Range<usize>, in_group: usize) -> Mat<'a> {
+        self.columns(rows, self.kv * self.spec.group() + in_group)
+    }
+
+    fn key(&self, rows: Range<usize>) -> Mat<'a> {
+        self.columns(rows, self.spec.heads + self.kv)
+    }
+
+    fn value(&self, rows: Range<usize>) -> Mat<'a> {
+        self.columns(rows, self.spec.heads + self.spec.kv_heads + self.kv)
+    }
+}
+
+/// A tile of queries and the keys that any of them sees.
+fn tiles(len: usize, spec: &AttentionSpec) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+    (0..len).step_by(TILE).map(move |start| {
+        let queries = start..(start + TILE).min(len);
+        let keys = spec.visible(queries.start).start..queries.end;
+        (queries, keys)
+    })
+}
+
+/// Output `[len, group · head_dim]` and log-sum-exp `[len, group]` of one key/value head.
+fn forward_group(qkv: &[f32], len: usize, kv: usize, spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
+    let (group, dim) = (spec.group(), spec.head_dim);
+    let heads = Heads { qkv, spec, kv };
+    let mut out = vec![0.0; len * group * dim];
+    let mut log_sum = vec![0.0; len * group];
+    let mut scores = Vec::new();
+    for g in 0..group {
+        for (queries, keys) in tiles(len, spec) {
+            let span = keys.len();
+            scores.resize(queries.len() * span, 0.0);
+            let (q, k) = (heads.query(queries.clone(), g), heads.key(keys.clone()));
+            gemm(&mut scores, span, Write::Set, spec.scale, q, k.t(), Threads::One);
+            vectorized(#[inline(always)] || {
+                for (row, query) in scores.chunks_exact_mut(span).zip(queries.clone()) {
+                    log_sum[query * group + g] = softmax_visible(row, query, keys.start, spec);
+                }
+            });
+            let tile = Mat::new(&scores, queries.len(), span);
+            let to = &mut out[(queries.start * group + g) * dim..];
+            gemm(to, group * dim, Write::Set, 1.0, tile, heads.value(keys), Threads::One);
+        }
+    }
+    (out, log_sum)
+}
+
+/// Turns the scores of one query into probabilities (0 where it sees nothing) and
+/// returns their log-sum-exp. `first` is the key of the first score.
+#[inline(always)]
+fn softmax_visible(row: &mut [f32], query: usize, first: usize, spec: &AttentionSpec) -> f32 {
+    let visible = spec.visible(query);
+    let (start, end) = (visible.start - first, visible.end - first);
+    row[..start].fill(0.0);
+    row[end..].fill(0.0);
+    let seen = &mut row[start..end];
+    if spec.soft_cap.is_some() {
+        for score in seen.iter_mut() {
+            *score = cap(*score, spec);
+        }
+    }
+    let largest = max(seen);
+    let sum = exp_shifted(seen, largest);
+    let inverse = 1.0 / sum;
+    for probability in seen.iter_mut() {
+        *probability *= inverse;
+    }
+    largest + sum.ln()
+}
+
+/// What the backward pass of one segment reads, each from the segment's first token on.
+struct Saved<'a> {
+    qkv: &'a [f32],
+    dout: &'a [f32],
+    out: &'a [f32],
+    log_sum: &'a [f32],
+}
+
+/// `[dq | dk | dv]` of one key/value head: `[len, group · dim]`, `[len, dim]`, `[len, dim]`.
+fn backward_group(from: &Saved, len: usize, kv: usize, spec: &AttentionSpec) -> Vec<f32> {
+    let (group, dim, out_width) = (spec.group(), spec.head_dim, spec.out_width());
+    let heads = Heads { qkv: from.qkv, spec, kv };
+    let mut grads = vec![0.0; len * (group + 2) * dim];
+    let (dq, rest) = grads.split_at_mut(len * group * dim);
+    let (dk, dv) = rest.split_at_mut(len * dim);
+    let (mut probabilities, mut dscores) = (Vec::new(), Vec::new());
+    for g in 0..group {
+        let head = kv * group + g;
+        let dout = |rows: &Range<usize>| {
+            Mat::strided(&from.dout[rows.start * out_width + head * dim..], rows.len(), dim, out_width)
+        };
+        for (queries, keys) in tiles(len, spec) {
+            let span = keys.len();
+            probabilities.resize(queries.len() * span, 0.0);
+            dscores.resize(queries.len() * span, 0.0);
+            let (q, k) = (heads.query(queries.clone(), g), heads.key(keys.clone()));
+            gemm(&mut probabilities, span, Write::Set, spec.scale, q, k.t(), Threads::One);
+            let (dout, v) = (dout(&queries), heads.value(keys.clone()));
+            gemm(&mut dscores, span, Write::Set, 1.0, dout, v.t(), Threads::One);
+            vectorized(#[inline(always)] || {
+                let rows = probabilities.chunks_exact_mut(span).zip(dscores.chunks_exact_mut(span));
+                for ((p, ds), query) in rows.zip(queries.clone()) {
+                    let at = query * out_width + head * dim;
+                    let pull = dot(&from.dout[at..at + dim], &from.out[at..at + dim]);
+                    let log_sum = from.log_sum[query * spec.heads + head];
+                    score_gradients(p, ds, log_sum, pull, query, keys.start, spec);
+                }
+            });
+            let (p, ds) = (Mat::new(&probabilities, queries.len(), span), Mat::new(&dscores, queries.len(), span));
+            let to = &mut dq[(queries.start * group + g) * dim..];
+            gemm(to, group * dim, Write::Set, 1.0, ds, k, Threads::One);
+            gemm(&mut dk[keys.start * dim..], dim, Write::Add, 1.0, ds.t(), q, Threads::One);
+            gemm(&mut dv[keys.start * dim..], dim, Write::Add, 1.0, p.t(), dout, Threads::One);
+        }
+    }
+    grads
+}
+
+/// Turns one query's scaled scores into probabilities and `dP` into the gradient of the
+/// unscaled products: `dS = P·(dP - Σ dO·O)`, through the cap and the scale.
+#[inline(always)]
+fn score_gradients(
+    p: &mut [f32],
+    ds: &mut [f32],
+    log_sum: f32,
+    pull: f32,
+    query: usize,
+    first: usize,
+    spec: &AttentionSpec,
+) {
+    let visible = spec.visible(query);
+    let (start, end) = (visible.start - first, visible.end - first);
+    for outside in [0..start, end..p.len()] {
+        p[outside.clone()].fill(0.0);
+        ds[outside].fill(0.0);
+    }
+    match spec.soft_cap {
+        None => {
+            for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
+                *p = exp(*p - log_sum);
+                *ds = *p * (*ds - pull) * spec.scale;
+            }
+        }
+        Some(cap) => {
+            for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
+                let t = tanh(*p / cap);
+                *p = exp(cap * t - log_sum);
+                *ds = *p * (*ds - pull) * (1.0 - t * t) * spec.scale;
+            }
+        }
+    }
+}
+
+/// The same out of burn's operations; see [`super::norm`]. Rows are padded to the
+/// longest, so the scores of one layer do exist, as `[rows · heads, longest, longest]`.
+pub(super) mod composed {
+    use super::{Attended, AttentionSpec};
+    use crate::ops::host::{indices_on, tensor_on};
+    use burn::tensor::{Device, Int, Tensor, activation::softmax};
+    use std::ops::Range;
+
+    /// Added to the scores of keys that a query must not see.
+    const HIDDEN: f32 = -1e9;
+
+    pub(in crate::ops) fn attention(qkv: &Tensor<2>, segments: &[Range<usize>], spec: &AttentionSpec) -> Attended {
+        let tokens = qkv.dims()[0];
+        let padded = Padded::new(segments, &qkv.device());
+        let (q, k, v) = padded.split(qkv, spec);
+        let (p, _) = padded.probabilities(q, k, spec);
+        let out = padded.pack(p.matmul(spread(v, spec)), spec);
+        let log_sum = Tensor::zeros([tokens, spec.heads], &qkv.device());
+        Attended { out, log_sum }
+    }
+
+    pub(in crate::ops) fn attention_backward(
+        dout: &Tensor<2>,
+        qkv: &Tensor<2>,
+        segments: &[Range<usize>],
+        spec: &AttentionSpec,
+    ) -> Tensor<2> {
+        let padded = Padded::new(segments, &qkv.device());
+        let (q, k, v) = padded.split(qkv, spec);
+        let (p, slope) = padded.probabilities(q.clone(), k.clone(), spec);
+        let dout = padded.unpack(dout.clone(), spec.heads, spec.head_dim);
+        let dv = p.clone().swap_dims(1, 2).matmul(dout.clone());
+        let dp = dout.matmul(spread(v, spec).swap_dims(1, 2));
+        let pull = (dp.clone() * p.clone()).sum_dim(2);
+        let mut ds = p * (dp - pull);
+        if let Some(slope) = slope {
+            ds = ds * slope;
+        }
+        let ds = ds.mul_scalar(spec.scale);
+        let dq = ds.clone().matmul(spread(k, spec));
+        let dk = ds.swap_dims(1, 2).matmul(q);
+        Tensor::cat(vec![padded.pack(dq, spec), padded.pack_kv(dk, spec), padded.pack_kv(dv, spec)], 1)
+    }
+
+    pub(in crate::ops) fn attention_cached(
+        q: &Tensor<2>,
+        keys: &Tensor<2>,
+        values: &Tensor<2>,
+        spec: &AttentionSpec,
+    ) -> Tensor<2> {
+        let (new, total) = (q.dims()[0], keys.dims()[0]);
+        let heads = |t: &Tensor<2>, rows: usize, heads: usize| {
+            t.clone().reshape([rows, heads, spec.head_dim]).swap_dims(0, 1)
+        };
+        let (k, v) = (heads(keys, total, spec.kv_heads), heads(values, total, spec.kv_heads));
+        let scores = heads(q, new, spec.heads).matmul(spread(k, spec).swap_dims(1, 2)).mul_scalar(spec.scale);
+        let (scores, _) = capped(scores, spec);
+        let bias = bias(total - new, new, total, spec, &q.device());
+        let out = softmax(scores + bias, 2).matmul(spread(v, spec));
+        out.swap_dims(0, 1).reshape([new, spec.out_width()])
+    }
+
+    /// Repeats each key/value head for the query heads of its group; `[rows·kv, s, d]`
+    /// becomes `[rows·heads, s, d]`.
+    fn spread(x: Tensor<3>, spec: &AttentionSpec) -> Tensor<3> {
+        let group = spec.group();
+        let [outer, len, dim] = x.dims();
+        x.reshape([outer, 1, len, dim]).repeat_dim(1, group).reshape([outer * group, len, dim])
+    }
+
+    /// Capped scores, and the cap's derivative.
+    fn capped(scores: Tensor<3>, spec: &AttentionSpec) -> (Tensor<3>, Option<Tensor<3>>) {
+        match spec.soft_cap {
+            None => (scores, None),
+            Some(cap) => {
+                let t = scores.div_scalar(cap).tanh();
+                let slope = (t.clone() * t.clone()).neg().add_scalar(1.0);
+                (t.mul_scalar(cap), Some(slope))
+            }
+        }
+    }
+
+    /// 0 where query `past + i` sees key `j`, [`HIDDEN`] elsewhere: `[1, queries, keys]`.
+    fn bias(past: usize, queries: usize, keys: usize, spec: &AttentionSpec, device: &Device) -> Tensor<3> {
+        let values = (0..queries)
+            .flat_map(|i| {
+                let visible = spec.visible(past + i);
+                (0..keys).map(move |j| if visible.contains(&j) { 0.0 } else { HIDDEN })
+            })
+            .collect();
+        tensor_on(values, [1, queries, keys], device)
+    }
+
+    /// Packed rows and their padded form.
+    struct Padded {
+        rows: usize,
+        longest: usize,
+        /// Packed token of each padded place (0 for padding).
+        to_padded: Tensor<1, Int>,
+        /// Padded place of each packed token.
+        to_packed: Tensor<1, Int>,
+        /// 1 for real places, 0 for padding, `[rows · longest, 1]`.
+        real: Tensor<2>,
+        device: Device,
+    }
+
+    impl Padded {
+        fn new(segments: &[Range<usize>], device: &Device) -> Self {
+            let longest = segments.iter().map(Range::len).max().unwrap_or(0);
+            let mut to_padded = vec![0i32; segments.len() * longest];
+            let mut real = vec![0.0f32; segments.len() * longest];
+            let mut to_packed = Vec::new();
+            for (row, segment) in segments.iter().enumerate() {
+                for (i, token) in segment.clone().enumerate() {
+                    to_padded[row * longest + i] = token as i32;
+                    real[row * longest + i] = 1.0;
+                    to_packed.push((row * longest + i) as i32);
+                }
+            }
+            let places = segments.len() * longest;
+            Self {
+                rows: segments.len(),
+                longest,
+                to_padded: indices_on(to_padded, device),
+                to_packed: indices_on(to_packed, device),
+                real: tensor_on(real, [places, 1], device),
+                device: device.clone(),
+            }
+        }
+
+        /// `[tokens, heads·dim]` to `[rows · heads, longest, dim]`, zero at padding.
+        fn unpack(&self, x: Tensor<2>, heads: usize, dim: usize) -> Tensor<3> {
+            (x.select(0, self.to_padded.clone()) * self.real.clone())
+                .reshape([self.rows, self.longest, heads, dim])
+                .swap_dims(1, 2)
+                .reshape([self.rows * heads, self.longest, dim])
+        }
+
+        fn split(&self, qkv: &Tensor<2>, spec: &AttentionSpec) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+            let (tokens, dim) = (qkv.dims()[0], spec.head_dim);
+            let columns = |from: usize, heads: usize| {
+                self.unpack(qkv.clone().slice([0..tokens, from * dim..(from + heads) * dim]), heads, dim)
+            };
+            let (h, kv) = (spec.heads, spec.kv_heads);
+            (columns(0, h), columns(h, kv), columns(h + kv, kv))
+        }
+
+        fn probabilities(&self, q: Tensor<3>, k: Tensor<3>, spec: &AttentionSpec) -> (Tensor<3>, Option<Tensor<3>>) {
+            let scores = q.matmul(spread(k, spec).swap_dims(1, 2)).mul_scalar(spec.scale);
+            let (scores, slope) = capped(scores, spec);
+            (softmax(scores + bias(0, self.longest, self.longest, spec, &self.device), 2), slope)
+        }
+
+        /// `[rows · heads, longest, dim]` back to `[tokens, heads·dim]`.
+        fn pack(&self, x: Tensor<3>, spec: &AttentionSpec) -> Tensor<2> {
+            self.pack_heads(x.reshape([self.rows, spec.heads, self.longest, spec.head_dim]))
+        }
+
+        /// As [`Self::pack`] for gradients of keys or values: sums each group's heads.
+        fn pack_kv(&self, x: Tensor<3>, spec: &AttentionSpec) -> Tensor<2> {
+            let grouped = x.reshape([self.rows * spec.kv_heads, spec.group(), self.longest * spec.head_dim]);
+            let summed = grouped.sum_dim(1);
+            self.pack_heads(summed.reshape([self.rows, spec.kv_heads, self.longest, spec.head_dim]))
+        }
+
+        fn pack_heads(&self, x: Tensor<4>) -> Tensor<2> {
+            let [rows, heads, longest, dim] = x.dims();
+            x.swap_dims(1, 2).reshape([rows * longest, heads * dim]).select(0, self.to_packed.clone())
+        }
+    }
+}

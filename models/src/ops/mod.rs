@@ -1,0 +1,39 @@
+//! The operations of a decoder block, each forward and backward.
+//!
+//! A function takes and returns burn tensors and looks at their device: on the CPU it
+//! runs a fused, parallel loop over the Flex backend's own storage; elsewhere it is
+//! composed of burn's operations, which is also the twin that the tests hold the fused
+//! code against. Backward passes are written by hand, because a frozen base needs no
+//! tape: only block inputs and adapters carry gradients.
+//!
+//! Rows of a batch are packed one after another as `[tokens, features]`, so nothing is
+//! ever padded; `segments` tell attention where rows begin and end.
+
+mod adamw;
+mod attention;
+mod dropout;
+mod frozen;
+mod gemm;
+mod glu;
+mod host;
+mod linear;
+mod loss;
+mod norm;
+mod packed;
+mod rope;
+mod simd;
+#[cfg(test)]
+mod twins;
+
+pub use adamw::{AdamW, AdamWStep};
+pub use attention::{Attended, AttentionSpec, attention, attention_backward, attention_cached};
+pub use dropout::{Dropout, dropout};
+pub use frozen::{FrozenMatrix, HostMatrix, embed};
+pub use glu::{glu, glu_backward};
+pub use host::is_cpu;
+pub(crate) use host::{Host, host_tensor, indices_on, tensor_on};
+pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB};
+pub use loss::{Head, TokenScore};
+pub use norm::{Normed, rms_norm, rms_norm_backward};
+pub use packed::PackedMatrix;
+pub use rope::{Rotation, Turn, rotate};

@@ -1,0 +1,102 @@
+//! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4) and its gradient.
+
+use super::host::{Host, host_tensor, is_cpu};
+use super::simd::vectorized;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+/// Rows that one task handles.
+const ROWS: usize = 16;
+
+/// The result of [`rms_norm`].
+pub struct Normed {
+    /// `x / rms(x) · weight`, `[rows, features]`.
+    pub y: Tensor<2>,
+    /// `1 / rms(x)` of each row, `[rows, 1]`; the backward pass needs it.
+    pub inv: Tensor<2>,
+}
+
+/// Normalises each row of `x` `[rows, features]` by its root mean square and scales it
+/// by `weight` `[features]`.
+pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
+    if !is_cpu(&x.device()) {
+        return composed::rms_norm(x, weight, eps);
+    }
+    let [rows, features] = x.dims();
+    let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
+    let weight = weight.values();
+    let mut y = vec![0.0; rows * features];
+    let mut inv = vec![0.0; rows];
+    y.par_chunks_mut(ROWS * features)
+        .zip(inv.par_chunks_mut(ROWS))
+        .zip(input.values().par_chunks(ROWS * features))
+        .for_each(|((y, inv), x)| {
+            vectorized(#[inline(always)] || {
+                for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
+                    *inv = 1.0 / (super::simd::dot(x, x) / features as f32 + eps).sqrt();
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                        *y = x * *inv * w;
+                    }
+                }
+            });
+        });
+    Normed { y: host_tensor(y, [rows, features]), inv: host_tensor(inv, [rows, 1]) }
+}
+
+/// The gradient of [`rms_norm`] with respect to `x`, given that of `y`.
+///
+/// With `r = inv` and `n` features: `dx = r · (dy·w) - x · r³/n · Σ(dy·w·x)`.
+pub fn rms_norm_backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return composed::rms_norm_backward(dy, x, weight, inv);
+    }
+    let [rows, features] = x.dims();
+    let (dy, input) = (Host::of(dy.clone()), Host::of(x.clone()));
+    let (weight, inv) = (Host::of(weight.clone()), Host::of(inv.clone()));
+    let weight = weight.values();
+    let mut dx = vec![0.0; rows * features];
+    dx.par_chunks_mut(ROWS * features)
+        .zip(dy.values().par_chunks(ROWS * features))
+        .zip(input.values().par_chunks(ROWS * features))
+        .zip(inv.values().par_chunks(ROWS))
+        .for_each(|(((dx, dy), x), inv)| {
+            vectorized(#[inline(always)] || {
+                let rows = dx.chunks_mut(features).zip(dy.chunks(features)).zip(x.chunks(features)).zip(inv);
+                for (((dx, dy), x), inv) in rows {
+                    for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
+                        *dx = dy * w;
+                    }
+                    let pull = super::simd::dot(dx, x) * inv * inv * inv / features as f32;
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        *dx = *dx * inv - x * pull;
+                    }
+                }
+            });
+        });
+    host_tensor(dx, [rows, features])
+}
+
+/// The same out of burn's operations: what runs on a GPU, and the twin that tests hold
+/// the fused code against.
+pub(super) mod composed {
+    use super::Normed;
+    use burn::tensor::Tensor;
+
+    pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
+        let inv = (x.clone() * x.clone()).mean_dim(1).add_scalar(eps).sqrt().recip();
+        let y = x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
+        Normed { y, inv }
+    }
+
+    pub(in crate::ops) fn rms_norm_backward(
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        weight: &Tensor<1>,
+        inv: &Tensor<2>,
+    ) -> Tensor<2> {
+        let scaled = dy.clone() * weight.clone().unsqueeze::<2>();
+        let cube = inv.clone() * inv.clone() * inv.clone();
+        let pull = (scaled.clone() * x.clone()).mean_dim(1) * cube;
+        scaled * inv.clone() - x.clone() * pull
+    }
+}

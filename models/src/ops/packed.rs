@@ -1,0 +1,230 @@
+//! Frozen weights that stay quantized in a GPU's memory.
+//!
+//! A product unpacks at most [`DENSE_VALUES`] of them into a buffer, multiplies with burn's tuned
+//! kernels, and lets the buffer go before the next part is unpacked. So a step needs the packed
+//! weights and one dense part, whatever the size of the model.
+//!
+//! Unpacking is one multiplication and at most one addition of exact products, as in the
+//! quantizers of [`crate::quant`], so the values equal theirs bit for bit. Formats with blocks
+//! inside blocks (Q4_K, Q5_K, Q6_K) and 5-bit ones are stored with 8 bits and one scale a row
+//! instead, which adds a rounding error of at most 1/254 of the row's largest weight.
+
+mod code;
+mod kernel;
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
+
+use self::code::Codes;
+use super::frozen::HostMatrix;
+use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantMatrix};
+
+/// Dense values at a time: 64 MiB.
+const DENSE_VALUES: usize = 16 << 20;
+
+/// A frozen `[out, in]` matrix, quantized, in the memory of a GPU. Cloning copies no weights.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix {
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    /// Codes of all values, row-major, the first in the lowest bits of the first word.
+    words: Tensor<1, Int>,
+    /// One scale for each block of [`Layout::block`] values, row-major.
+    scales: Tensor<1>,
+    /// Minimums beside the scales, or a codebook, or a single zero.
+    extra: Tensor<1>,
+}
+
+/// What the codes mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    code: Code,
+    /// Values that share a scale.
+    block: usize,
+}
+
+/// How a code and its scale make a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    /// Signed byte times scale.
+    Byte,
+    /// Four bits, less 8, times scale.
+    Centred,
+    /// Four bits times scale, plus minimum.
+    Affine,
+    /// Entry of a table of 16, times scale.
+    Table,
+}
+
+impl Code {
+    /// Bits of one value.
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Byte => 8,
+            Self::Centred | Self::Affine | Self::Table => 4,
+        }
+    }
+}
+
+impl PackedMatrix {
+    /// Whether weights of this format are packed as they are, so that no value changes.
+    pub fn keeps(format: BlockFormat) -> bool {
+        matches!(
+            format,
+            BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q4_1
+        )
+    }
+
+    /// Copies a matrix to the device: as it is if [`PackedMatrix::keeps`] its format or if it was
+    /// quantized by us, else with 8 bits and one scale a row.
+    pub fn upload(matrix: &HostMatrix, device: &Device) -> Self {
+        match matrix {
+            HostMatrix::Stored(matrix) => Self::from_stored(matrix, device),
+            HostMatrix::Int8(matrix) => Self::from_int8(matrix, device),
+            HostMatrix::Nf4(matrix) => Self::from_nf4(matrix, device),
+        }
+    }
+
+    fn from_stored(matrix: &QuantMatrix, device: &Device) -> Self {
+        match Codes::from_blocks(matrix) {
+            Some(codes) => Self::new(matrix.rows(), matrix.cols(), codes, device),
+            None => Self::from_int8(&Int8Rows::from_matrix(matrix), device),
+        }
+    }
+
+    fn from_int8(matrix: &Int8Rows, device: &Device) -> Self {
+        Self::new(
+            matrix.rows(),
+            matrix.cols(),
+            Codes::from_int8(matrix),
+            device,
+        )
+    }
+
+    fn from_nf4(matrix: &Nf4Matrix, device: &Device) -> Self {
+        Self::new(
+            matrix.rows(),
+            matrix.cols(),
+            Codes::from_nf4(matrix),
+            device,
+        )
+    }
+
+    fn new(rows: usize, cols: usize, codes: Codes, device: &Device) -> Self {
+        let len = codes.words.len();
+        let words = TensorData::new(bytemuck::cast_vec::<u32, i32>(codes.words), [len]);
+        Self {
+            rows,
+            cols,
+            layout: codes.layout,
+            words: Tensor::from_data(words, (device, DType::I32)),
+            scales: on_device(codes.scales, device),
+            extra: on_device(codes.extra, device),
+        }
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Device memory that it takes.
+    pub fn stored_bytes(&self) -> usize {
+        4 * (self.words.dims()[0] + self.scales.dims()[0] + self.extra.dims()[0])
+    }
+
+    /// All values, `[out, in]`. Large matrices should not be dense at once: the products do not.
+    pub fn dequantize(&self) -> Tensor<2> {
+        self.dequantize_rows(0..self.rows)
+    }
+
+    /// The values of some rows, `[range.len(), in]`.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows.
+    pub fn dequantize_rows(&self, range: Range<usize>) -> Tensor<2> {
+        assert!(
+            range.start <= range.end && range.end <= self.rows,
+            "rows {range:?} of {}",
+            self.rows
+        );
+        let parts = (
+            self.words.clone().try_into_primitive::<CubeBackend>(),
+            self.scales.clone().try_into_primitive::<CubeBackend>(),
+            self.extra.clone().try_into_primitive::<CubeBackend>(),
+        );
+        match parts {
+            (Ok(words), Ok(scales), Ok(extra)) if !range.is_empty() && self.cols > 0 => {
+                let dense = kernel::unpack(words, scales, extra, self.layout, range, self.cols);
+                Tensor::from_primitive::<CubeBackend>(dense)
+            }
+            _ => self.dequantize_on_host(range),
+        }
+    }
+
+    /// `x · Wᵀ`: `[n, in]` to `[n, out]`.
+    pub fn matmul_t(&self, x: Tensor<2>) -> Tensor<2> {
+        let mut parts: Vec<Tensor<2>> = self
+            .row_parts()
+            .map(|part| x.clone().matmul(self.dequantize_rows(part).transpose()))
+            .collect();
+        match (parts.len(), parts.pop()) {
+            (1, Some(whole)) => whole,
+            (_, Some(last)) => {
+                parts.push(last);
+                Tensor::cat(parts, 1)
+            }
+            (_, None) => Tensor::zeros([x.dims()[0], 0], &x.device()),
+        }
+    }
+
+    /// `g · W`: `[n, out]` to `[n, in]`.
+    pub fn matmul(&self, g: Tensor<2>) -> Tensor<2> {
+        let n = g.dims()[0];
+        self.row_parts()
+            .map(|part| {
+                let columns = if part.len() == self.rows {
+                    g.clone()
+                } else {
+                    g.clone().slice([0..n, part.clone()])
+                };
+                columns.matmul(self.dequantize_rows(part))
+            })
+            .reduce(|sum, product| sum + product)
+            .unwrap_or_else(|| Tensor::zeros([n, self.cols], &g.device()))
+    }
+
+    /// Ranges of rows that may be dense at once.
+    fn row_parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, step) = (self.rows, (DENSE_VALUES / self.cols.max(1)).max(1));
+        (0..rows)
+            .step_by(step)
+            .map(move |start| start..(start + step).min(rows))
+    }
+
+    /// Without a GPU: slow, for tests.
+    fn dequantize_on_host(&self, range: Range<usize>) -> Tensor<2> {
+        let words: Vec<i32> = self.words.clone().into_vec_as();
+        let scales: Vec<f32> = self.scales.clone().into_vec_as();
+        let extra: Vec<f32> = self.extra.clone().into_vec_as();
+        let values: Vec<f32> = (range.start * self.cols..range.end * self.cols)
+            .map(|i| code::value(self.layout, &words, &scales, &extra, i))
+            .collect();
+        let shape = [range.len(), self.cols];
+        Tensor::from_data(TensorData::new(values, shape), &self.words.device())
+    }
+}
+
+fn on_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32))
+}
