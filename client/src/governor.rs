@@ -4,10 +4,21 @@ use std::io;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::exit::Code;
 
 /// Asks a training loop to end after its current step. Clones share one flag.
 #[derive(Clone, Debug, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
+pub struct StopFlag(Arc<Stop>);
+
+#[derive(Debug, Default)]
+struct Stop {
+    raised: AtomicBool,
+    waiting: Notify,
+}
 
 impl StopFlag {
     /// A flag that nobody has raised.
@@ -17,13 +28,74 @@ impl StopFlag {
 
     /// Asks for the stop; asking again changes nothing.
     pub fn stop(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.raised.store(true, Ordering::Release);
+        self.0.waiting.notify_waiters();
     }
 
     /// Whether the stop was asked for.
     pub fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.raised.load(Ordering::Acquire)
     }
+
+    /// Waits until the stop was asked for.
+    pub async fn stopped(&self) {
+        let waiting = self.0.waiting.notified();
+        tokio::pin!(waiting);
+        // Listen before looking, or a stop between the two would be missed.
+        waiting.as_mut().enable();
+        if !self.is_stopped() {
+            waiting.await;
+        }
+    }
+}
+
+/// Notices that the machine slept, or that this process was halted: then connections are dead
+/// though nobody said so, and waiting for their time-outs would waste a minute.
+///
+/// A monotonic clock stands still, or nearly, while a machine sleeps, and a clock on the wall does
+/// not; and whoever looks at regular intervals and comes much too late was halted.
+#[derive(Debug)]
+pub struct SleepWatch {
+    interval: Duration,
+    last: Option<(Duration, Duration)>,
+}
+
+impl SleepWatch {
+    /// A pause longer than this, beyond the interval between two looks, counts as sleep.
+    pub const TOLERANCE: Duration = Duration::from_secs(20);
+
+    /// A watch that is going to be looked at every `interval`.
+    pub fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            last: None,
+        }
+    }
+
+    /// Tells the times of a monotonic and of a wall clock, each since any fixed moment; returns
+    /// for how long the machine slept since the last look, if it did.
+    pub fn look(&mut self, monotonic: Duration, wall: Duration) -> Option<Duration> {
+        let (last_monotonic, last_wall) = self.last.replace((monotonic, wall))?;
+        let monotonic = monotonic.saturating_sub(last_monotonic);
+        let wall = wall.saturating_sub(last_wall);
+        let pause = monotonic.max(wall).saturating_sub(self.interval);
+        (pause > Self::TOLERANCE).then_some(pause)
+    }
+}
+
+/// Raises `stop` at the first Ctrl-C or request to terminate, and ends the program at once, with
+/// [`Code::Interrupted`], at the second. Lives until it is dropped or aborted.
+///
+/// # Errors
+///
+/// The system does not let signals be watched.
+pub async fn watch_signals(stop: StopFlag) -> io::Result<()> {
+    let mut signals = Signals::new()?;
+    signals.next().await;
+    tracing::info!("stopping after the current step; once more to stop at once");
+    stop.stop();
+    signals.next().await;
+    std::process::exit(Code::Interrupted as i32)
 }
 
 /// Lets computations on the CPU use at most `threads` threads. Call it before the first one.
@@ -68,9 +140,72 @@ pub fn lower_priority() -> io::Result<()> {
     )))
 }
 
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Signals {
+    interrupt: tokio::signal::windows::CtrlC,
+    terminate: tokio::signal::windows::CtrlBreak,
+}
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::windows::{ctrl_break, ctrl_c};
+        Ok(Self {
+            interrupt: ctrl_c()?,
+            terminate: ctrl_break()?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleep_is_told_from_waiting() {
+        let second = Duration::from_secs;
+        let mut watch = SleepWatch::new(second(5));
+        assert_eq!(watch.look(second(100), second(7000)), None);
+        assert_eq!(watch.look(second(105), second(7005)), None);
+        // The machine slept: only the clock on the wall went on.
+        assert_eq!(watch.look(second(110), second(7070)), Some(second(60)));
+        // The process was halted: both went on, but it looks much too late.
+        assert_eq!(watch.look(second(175), second(7135)), Some(second(60)));
+        // Somebody set the clock back.
+        assert_eq!(watch.look(second(180), second(100)), None);
+        assert_eq!(watch.look(second(190), second(110)), None);
+    }
 
     #[test]
     fn clones_share_the_flag() {
@@ -79,5 +214,16 @@ mod tests {
         assert!(!other.is_stopped());
         flag.stop();
         assert!(other.is_stopped());
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_the_flag_is_raised_or_was() {
+        let flag = StopFlag::new();
+        let other = flag.clone();
+        let waiter = tokio::spawn(async move { other.stopped().await });
+        tokio::task::yield_now().await;
+        flag.stop();
+        waiter.await.unwrap();
+        flag.stopped().await;
     }
 }

@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::MultiProgress;
 use serde::Serialize;
@@ -22,6 +23,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::exit::{self, Code};
 use crate::governor;
+use crate::net::NetError;
 
 /// Runs `fedllm-client` with these arguments (the program's name first), as `main` does.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -165,6 +167,36 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut command, "fedllm-client", &mut std::io::stdout());
             Ok(())
         }
+    }
+}
+
+/// A runtime for the commands that use the network.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.context("the network cannot be used")
+}
+
+/// What a user can do about a failure of the network.
+fn net_hint(error: &NetError) -> String {
+    match error {
+        NetError::Address { .. } => "is the server's name right, and does this machine have a                                      network?"
+            .into(),
+        NetError::Unreachable { .. } => "is the server running, and does every firewall between                                          let UDP through to that port?"
+            .into(),
+        NetError::ServerCertificate { .. } => "is this machine's clock right? If so, the operator                                                has to renew the server's certificate"
+            .into(),
+        NetError::WrongAuthority => "somebody else answers at this address; if the operator made                                      a new certificate authority, join again with a new token"
+            .into(),
+        NetError::ClientCertificateExpired => "ask the operator for a new token and join again;                                                rounds and ledger are kept"
+            .into(),
+        NetError::ClientCertificate { .. } => "the operator may have revoked it: ask for a new                                                token and join again"
+            .into(),
+        NetError::Version { .. } => "install the version of fedllm-client that the operator names"
+            .into(),
+        _ => "try again; if it stays, show the operator this message".into(),
     }
 }
 
