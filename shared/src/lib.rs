@@ -7,23 +7,37 @@
 mod adapter;
 mod codec;
 mod config;
+mod event;
 mod id;
+mod metric;
+mod reduce;
 mod strategy;
 mod time;
+mod transform;
 mod wire;
 
 pub use adapter::{
     Adapter, AdapterError, Delta, Layout, LayoutError, MAX_TENSORS, MAX_VALUES, TensorSpec,
     check_finite,
 };
-pub use codec::{Codec, ParseCodecError};
+pub use codec::{
+    Codec, CodecError, DeltaDecoder, ParseCodecError, decode_adapter, decode_delta, encode_adapter,
+    encode_delta,
+};
 pub use config::{
     ConfigError, DataConfig, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource,
     RoundsConfig, ScheduleKind, ServerConfig, WireConfig,
 };
+pub use event::{Event, EventRecord};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
-pub use strategy::{StrategySpec, WeightBy, Weighting};
+pub use metric::{Mean, exact_match, perplexity};
+pub use reduce::{ReduceError, WeightedMean, weighted_mean};
+pub use strategy::{
+    Aggregate, FedAvg, ReduceRule, RoundConfig, RoundReport, ServerOptimizer, ServerState,
+    Strategy, StrategySpec, WeightBy, Weighting,
+};
 pub use time::Timestamp;
+pub use transform::{ClipNorm, DeltaTransform, TransformChain, clip_factor};
 pub use wire::{
     ALPN, ALPN_JOIN, BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse,
     CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, DeclineReason, ErrorCode,

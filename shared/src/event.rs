@@ -1,0 +1,186 @@
+//! The append-only record of a run: facts for machines.
+//!
+//! A dashboard rebuilds a run from these alone. They name clients by their
+//! id, and hold no text, tokens or values of deltas.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ClientId, Digest, ModelVersion, RoundId, RunId};
+use crate::strategy::RoundReport;
+use crate::time::Timestamp;
+use crate::wire::{BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, UpdateMetrics};
+
+/// An event and when it happened. As JSON it is one flat object.
+///
+/// ```
+/// use fedllm_shared::{Event, EventRecord, RoundId, Timestamp};
+///
+/// let record = EventRecord {
+///     at: Timestamp(1500),
+///     event: Event::RoundOpened { round: RoundId(2), attempt: 0, connected: 3, cohort: 2 },
+/// };
+/// let json = serde_json::to_string(&record)?;
+/// assert_eq!(
+///     json,
+///     r#"{"at_ms":1500,"event":"round_opened","round":2,"attempt":0,"connected":3,"cohort":2}"#,
+/// );
+/// assert_eq!(serde_json::from_str::<EventRecord>(&json)?, record);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Milliseconds since the run began.
+    #[serde(rename = "at_ms")]
+    pub at: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Something that happened in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The run began.
+    RunStarted {
+        /// The run.
+        run: RunId,
+        /// The federation's name.
+        federation: String,
+        /// Its rounds.
+        rounds: u64,
+        /// The base model.
+        base: Digest,
+        /// The adapter's layout.
+        layout: Digest,
+        /// The initial adapter.
+        adapter: BlobRef,
+    },
+    /// The server came back to the run.
+    RunResumed {
+        /// The round it goes on with.
+        round: RoundId,
+    },
+    /// A client was given a certificate.
+    ClientEnrolled {
+        /// The client.
+        client: ClientId,
+        /// The name the operator gave it.
+        name: String,
+    },
+    /// A client came.
+    ClientJoined {
+        /// The client.
+        client: ClientId,
+        /// Rows in its shard.
+        shard_rows: u64,
+        /// Label tokens in its shard.
+        shard_loss_tokens: u64,
+    },
+    /// A client went.
+    ClientLeft {
+        /// The client.
+        client: ClientId,
+        /// Whether it said so.
+        clean: bool,
+    },
+    /// A round asks a cohort.
+    RoundOpened {
+        /// The round.
+        round: RoundId,
+        /// How many cohorts it had before.
+        attempt: u32,
+        /// Clients connected.
+        connected: u32,
+        /// Clients asked.
+        cohort: u32,
+    },
+    /// A client was given the task.
+    TaskAssigned {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+    },
+    /// A client did not take the task.
+    TaskDeclined {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: DeclineReason,
+    },
+    /// A client could not finish the task.
+    TaskFailed {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: FailReason,
+    },
+    /// An update is durable and counts.
+    UpdateAccepted {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+        /// The encoded delta.
+        blob: BlobRef,
+        /// What it weighs.
+        weight: u64,
+        /// What the training looked like.
+        metrics: UpdateMetrics,
+    },
+    /// An update does not count.
+    UpdateRejected {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: RefuseReason,
+    },
+    /// The deadline came without a quorum.
+    RoundMissed {
+        /// The round.
+        round: RoundId,
+        /// The cohort that missed it.
+        attempt: u32,
+        /// The updates it has, which it keeps.
+        updates: u32,
+    },
+    /// A round made a new version.
+    RoundClosed {
+        /// The round.
+        round: RoundId,
+        /// The version.
+        version: ModelVersion,
+        /// How it ended.
+        outcome: RoundOutcome,
+        /// The new adapter.
+        adapter: BlobRef,
+        /// The weighted mean of the clients' mean losses.
+        loss: f32,
+        /// What it did to the adapter.
+        report: RoundReport,
+    },
+    /// The adapter was evaluated.
+    Evaluated {
+        /// The version.
+        version: ModelVersion,
+        /// The mean loss on held-out rows.
+        loss: f64,
+        /// How many rows those were.
+        rows: u64,
+    },
+    /// The run is over.
+    RunFinished {
+        /// The last version.
+        version: ModelVersion,
+        /// The last adapter.
+        adapter: BlobRef,
+    },
+}
