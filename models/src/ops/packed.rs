@@ -213,9 +213,9 @@ impl PackedMatrix {
 
     /// Without a GPU: slow, for tests.
     fn dequantize_on_host(&self, range: Range<usize>) -> Tensor<2> {
-        let words: Vec<i32> = self.words.clone().into_vec_as();
-        let scales: Vec<f32> = self.scales.clone().into_vec_as();
-        let extra: Vec<f32> = self.extra.clone().into_vec_as();
+        let words: Vec<i32> = on_host(self.words.clone().try_into_vec_as());
+        let scales: Vec<f32> = on_host(self.scales.clone().try_into_vec_as());
+        let extra: Vec<f32> = on_host(self.extra.clone().try_into_vec_as());
         let values: Vec<f32> = (range.start * self.cols..range.end * self.cols)
             .map(|i| code::value(self.layout, &words, &scales, &extra, i))
             .collect();
@@ -227,4 +227,11 @@ impl PackedMatrix {
 fn on_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32))
+}
+
+fn on_host<T, E: std::fmt::Display>(values: Result<Vec<T>, E>) -> Vec<T> {
+    match values {
+        Ok(values) => values,
+        Err(error) => panic!("packed weights could not be read back: {error}"),
+    }
 }
