@@ -1,5 +1,9 @@
 //! Entry point of the `fedllm-client` program; everything is in the library.
 
 fn main() -> std::process::ExitCode {
+    // A process that was started to look at the GPUs does only that.
+    if let Some(code) = fedllm_models::device::probe::child_entry() {
+        return code;
+    }
     fedllm_client::cli::run(std::env::args_os())
 }
