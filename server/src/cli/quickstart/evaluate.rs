@@ -10,11 +10,14 @@ use super::report::{OwnerRows, Score};
 /// Tokens that go through the model at once.
 const BATCH_TOKENS: usize = 1024;
 
+/// Each owner's held-out rows.
+pub(super) type HeldOut = [(&'static str, Shard)];
+
 /// Scores a model, with or without an adapter, on every owner's held-out rows.
 ///
 /// A row's loss is the mean over its labels. A row counts as answered exactly if every label is the
 /// most probable token after the ones before it, which is when greedy decoding writes that answer.
-pub(crate) fn score(model: &CausalLm, lora: Option<&Lora>, held_out: &[(&str, Shard)]) -> Score {
+pub(super) fn score(model: &CausalLm, lora: Option<&Lora>, held_out: &HeldOut) -> Score {
     let owners = held_out
         .iter()
         .map(|(owner, shard)| owner_rows(model, lora, owner, shard));

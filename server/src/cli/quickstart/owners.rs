@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 /// One owner of private data in the quickstart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Owner {
+pub(super) struct Owner {
     /// The name: of its client, its files and its row in the table.
-    pub(crate) name: &'static str,
+    pub(super) name: &'static str,
     /// What its rows are about, for people.
-    pub(crate) about: &'static str,
+    pub(super) about: &'static str,
     /// Rows to train on, as JSON Lines.
-    pub(crate) train: &'static str,
+    pub(super) train: &'static str,
     /// Rows to measure on, as JSON Lines.
-    pub(crate) held_out: &'static str,
+    pub(super) held_out: &'static str,
 }
 
 /// Three owners whose tasks have nothing in common, so that no one of them can teach the others' alone.
-pub(crate) const OWNERS: [Owner; 3] = [
+pub(super) const OWNERS: [Owner; 3] = [
     Owner {
         name: "harbour",
         about: "a harbour office that turns notes into berth records",
@@ -41,7 +41,7 @@ pub(crate) const OWNERS: [Owner; 3] = [
 
 impl Owner {
     /// Writes both sets into `dir` and returns their paths: training rows first.
-    pub(crate) fn write(&self, dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
+    pub(super) fn write(&self, dir: &Path) -> io::Result<(PathBuf, PathBuf)> {
         let train = dir.join(format!("{}.jsonl", self.name));
         let held_out = dir.join(format!("{}.heldout.jsonl", self.name));
         fs::write(&train, self.train)?;
@@ -50,7 +50,7 @@ impl Owner {
     }
 
     /// The first held-out row, as a person would type it: the prompt to try the adapter with.
-    pub(crate) fn example(&self) -> Option<String> {
+    pub(super) fn example(&self) -> Option<String> {
         let row: serde_json::Value = serde_json::from_str(self.held_out.lines().next()?).ok()?;
         Some(format!(
             "{}\n{}",

@@ -5,115 +5,102 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::ClosedRound;
+
 /// Everything that one quickstart measured. Losses are in nats a token.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// The model's name in the catalog, or its path.
-    pub model: String,
+    pub(super) model: String,
     /// The device that trained and measured.
-    pub device: String,
+    pub(super) device: String,
     /// The base model with no adapter.
-    pub base: Score,
+    pub(super) base: Score,
     /// Each owner's adapter, trained alone for as many steps as it took part in the federation.
-    pub local: Vec<OwnerScore>,
+    pub(super) local: Vec<OwnerScore>,
     /// The federation's adapter.
-    pub federated: Score,
+    pub(super) federated: Score,
     /// The rounds, in order.
-    pub rounds: Vec<Round>,
+    pub(super) rounds: Vec<ClosedRound>,
     /// The federation's adapter as a PEFT directory.
-    pub adapter: PathBuf,
+    pub(super) adapter: PathBuf,
     /// The settings of the training.
-    pub settings: Settings,
+    pub(super) settings: Settings,
     /// Wall-clock seconds of each part.
-    pub seconds: Seconds,
+    pub(super) seconds: Seconds,
 }
 
 /// How well one model answers the held-out rows.
 #[derive(Clone, Debug, Serialize)]
-pub struct Score {
+pub(super) struct Score {
     /// Mean over all owners' held-out rows of a row's mean loss.
-    pub loss: f64,
+    pub(super) loss: f64,
     /// Share of all held-out rows whose answer greedy decoding gives exactly.
-    pub exact_match: f64,
+    pub(super) exact_match: f64,
     /// The same for each owner's rows.
-    pub owners: Vec<OwnerRows>,
+    pub(super) owners: Vec<OwnerRows>,
 }
 
 /// One owner's held-out rows under one model.
 #[derive(Clone, Debug, Serialize)]
-pub struct OwnerRows {
+pub(super) struct OwnerRows {
     /// The owner.
-    pub owner: String,
+    pub(super) owner: String,
     /// Number of rows.
-    pub rows: usize,
+    pub(super) rows: usize,
     /// Mean over the rows of a row's mean loss.
-    pub loss: f64,
+    pub(super) loss: f64,
     /// Share of the rows answered exactly.
-    pub exact_match: f64,
+    pub(super) exact_match: f64,
 }
 
 /// The score of an adapter that one owner trained alone.
 #[derive(Clone, Debug, Serialize)]
-pub struct OwnerScore {
+pub(super) struct OwnerScore {
     /// The owner who trained it.
-    pub owner: String,
+    pub(super) owner: String,
     /// How it does on every owner's rows.
     #[serde(flatten)]
-    pub score: Score,
-}
-
-/// One round of the federation.
-#[derive(Clone, Debug, Serialize)]
-pub struct Round {
-    /// The round, counted from 1.
-    pub round: u64,
-    /// Clients whose updates were averaged.
-    pub clients: u64,
-    /// Mean training loss that the clients reported.
-    pub loss: f64,
-    /// Bytes of the updates, as they crossed the network.
-    pub update_bytes: u64,
-    /// Seconds from opening to the new version.
-    pub seconds: f64,
+    pub(super) score: Score,
 }
 
 /// How it trained.
 #[derive(Clone, Debug, Serialize)]
-pub struct Settings {
+pub(super) struct Settings {
     /// Strategy of the server.
-    pub strategy: String,
+    pub(super) strategy: String,
     /// Rounds of the federation.
-    pub rounds: u32,
+    pub(super) rounds: u32,
     /// Local steps in a round; an owner alone makes `rounds * steps`.
-    pub steps: u32,
+    pub(super) steps: u32,
     /// Rows in a step.
-    pub batch: u32,
+    pub(super) batch: u32,
     /// Learning rate.
-    pub lr: f32,
+    pub(super) lr: f32,
     /// Rank of the adapter.
-    pub rank: u32,
+    pub(super) rank: u32,
 }
 
 /// Where the time went, in seconds of wall clock.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Seconds {
+pub(super) struct Seconds {
     /// Finding or downloading the model.
-    pub model: f64,
+    pub(super) model: f64,
     /// Preparing shards and loading the model.
-    pub prepare: f64,
+    pub(super) prepare: f64,
     /// The federation, from the server's start to its last round.
-    pub federation: f64,
+    pub(super) federation: f64,
     /// The owners' training alone.
-    pub local: f64,
+    pub(super) local: f64,
     /// Measuring on the held-out rows.
-    pub evaluate: f64,
+    pub(super) evaluate: f64,
     /// Everything but finding or downloading the model.
-    pub total: f64,
+    pub(super) total: f64,
 }
 
 impl Score {
     /// Joins the rows of all owners, each row with equal weight.
-    pub(crate) fn over(owners: Vec<OwnerRows>) -> Self {
+    pub(super) fn over(owners: Vec<OwnerRows>) -> Self {
         let rows: usize = owners.iter().map(|owner| owner.rows).sum();
         let mean = |value: fn(&OwnerRows) -> f64| {
             let sum: f64 = owners.iter().map(|o| value(o) * o.rows as f64).sum();
@@ -130,7 +117,7 @@ impl Score {
 impl Report {
     /// Whether the federation beats the base model and every owner alone on all owners' rows.
     #[must_use]
-    pub fn federation_wins(&self) -> bool {
+    pub(super) fn federation_wins(&self) -> bool {
         self.federated.loss < self.base.loss
             && self
                 .local
@@ -140,7 +127,7 @@ impl Report {
 
     /// The table: one row a model, one column an owner's held-out rows, then all of them.
     #[must_use]
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         let mut lines = vec![self.heading(), row_of("base", &self.base)];
         for local in &self.local {
             lines.push(row_of(&format!("{} alone", local.owner), &local.score));
