@@ -10,6 +10,7 @@ mod config;
 mod event;
 mod id;
 mod metric;
+mod proto;
 mod reduce;
 mod strategy;
 mod time;
@@ -31,6 +32,12 @@ pub use config::{
 pub use event::{Event, EventRecord};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use metric::{Mean, exact_match, perplexity};
+pub use proto::{
+    Backoff, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
+    Member, MemberState, Participant, ParticipantAction, ParticipantInput, ParticipantState,
+    RoundCounts, RoundPolicy, RoundVerdict, RunPlan, ShardFacts, SnapshotError, StopReason,
+    UpdateRecord, WeightedUpdate,
+};
 pub use reduce::{ReduceError, WeightedMean, weighted_mean};
 pub use strategy::{
     Aggregate, FedAvg, ReduceRule, RoundConfig, RoundReport, ServerOptimizer, ServerState,

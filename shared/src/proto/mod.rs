@@ -1,0 +1,27 @@
+//! The two state machines of a run: what the server and the client decide.
+//!
+//! They do no I/O. A host feeds them inputs and the time, and carries out the
+//! actions it polls from them. Production, tests and simulations drive the
+//! same machines.
+
+mod backoff;
+mod coordinator;
+mod participant;
+mod plan;
+mod policy;
+mod round;
+mod seed;
+#[cfg(test)]
+mod simulation;
+
+pub use backoff::Backoff;
+pub use coordinator::{
+    Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
+    SnapshotError,
+};
+pub use participant::{
+    Participant, ParticipantAction, ParticipantInput, ParticipantState, StopReason,
+};
+pub use plan::{RunPlan, ShardFacts};
+pub use policy::{RoundCounts, RoundPolicy, RoundVerdict};
+pub use round::{Member, MemberState, UpdateRecord, WeightedUpdate};

@@ -1,0 +1,207 @@
+//! One round: who was asked and what came of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::ShardFacts;
+use super::seed::derive;
+use crate::id::{ClientId, RoundId};
+use crate::metric::Mean;
+use crate::wire::{BlobRef, UpdateMetrics, UpdateOffer};
+
+/// A client that was asked in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// What it had when it was asked.
+    pub facts: ShardFacts,
+    /// The cohort it was last asked with.
+    pub attempt: u32,
+    /// How far it is.
+    pub state: MemberState,
+    /// The update it wants to send.
+    pub offer: Option<UpdateOffer>,
+}
+
+/// How far a member is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// It was sent the task.
+    Asked,
+    /// It works on the task, or sends its update.
+    Working,
+    /// Its update is durable and counts.
+    Stored(UpdateRecord),
+    /// It went before it was done. It is asked again when it comes back.
+    Left,
+    /// It declined, failed or came too late; another takes its place. If it
+    /// has an update after all, that is taken.
+    Out,
+    /// Its update was refused.
+    Refused,
+}
+
+impl MemberState {
+    /// Whether an answer is still to come.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Self::Asked | Self::Working)
+    }
+
+    /// One word for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Working => "working",
+            Self::Stored(_) => "stored",
+            Self::Left => "left",
+            Self::Out => "out",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// An update that counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpdateRecord {
+    /// The encoded delta.
+    pub blob: BlobRef,
+    /// What it weighs, at least 1.
+    pub weight: u64,
+    /// The delta's length (L2).
+    pub norm: f64,
+    /// Rows it was trained on.
+    pub rows: u64,
+    /// Label tokens in those rows.
+    pub loss_tokens: u64,
+    /// What the training looked like.
+    pub metrics: UpdateMetrics,
+}
+
+/// An update as it goes into the mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedUpdate {
+    /// The client.
+    pub client: ClientId,
+    /// The encoded delta.
+    pub blob: BlobRef,
+    /// What it weighs.
+    pub weight: f64,
+    /// What its values are multiplied with: below 1 if it is longer than allowed.
+    pub scale: f64,
+}
+
+/// One round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Round {
+    pub(super) id: RoundId,
+    /// How many cohorts have missed the deadline.
+    pub(super) attempt: u32,
+    pub(super) members: BTreeMap<ClientId, Member>,
+}
+
+impl Round {
+    pub(super) fn new(id: RoundId) -> Self {
+        Self {
+            id,
+            attempt: 0,
+            members: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn stored(&self) -> impl Iterator<Item = (ClientId, &UpdateRecord)> {
+        self.members.iter().filter_map(|(client, member)| {
+            let MemberState::Stored(record) = &member.state else {
+                return None;
+            };
+            Some((*client, record))
+        })
+    }
+
+    pub(super) fn pending(&self) -> u32 {
+        let members = self.members.values();
+        members.filter(|member| member.state.is_pending()).count() as u32
+    }
+
+    /// Whether a connected client may be asked now.
+    pub(super) fn is_candidate(&self, client: ClientId) -> bool {
+        self.members
+            .get(&client)
+            .is_none_or(|member| match member.state {
+                MemberState::Asked | MemberState::Working | MemberState::Stored(_) => false,
+                MemberState::Left => true,
+                MemberState::Out | MemberState::Refused => member.attempt < self.attempt,
+            })
+    }
+
+    /// Puts clients in the order in which this round's cohort takes them.
+    ///
+    /// Each client has a place by chance that follows from the seed, the
+    /// round and its name alone: who else is there does not change it.
+    pub(super) fn draw(&self, seed: u64, mut candidates: Vec<ClientId>) -> Vec<ClientId> {
+        let (round, attempt) = (self.id.0.to_le_bytes(), self.attempt.to_le_bytes());
+        candidates
+            .sort_by_cached_key(|client| derive(seed, "cohort", &[&round, &attempt, &client.0]));
+        candidates
+    }
+
+    /// Gives up on everyone who has not answered, and begins the next cohort.
+    pub(super) fn miss(&mut self) {
+        for member in self.members.values_mut() {
+            if member.state.is_pending() {
+                member.state = MemberState::Out;
+            }
+        }
+        self.attempt += 1;
+    }
+
+    /// The weighted mean of the clients' mean losses, 0 without updates.
+    pub(super) fn loss(&self) -> f32 {
+        let mut loss = Mean::default();
+        for (_, record) in self.stored() {
+            loss.add(record.metrics.loss_mean.into(), record.weight as f64);
+        }
+        loss.value().unwrap_or(0.0) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clients(count: u8) -> Vec<ClientId> {
+        (0..count).map(|index| ClientId([index; 32])).collect()
+    }
+
+    #[test]
+    fn cohorts_follow_from_the_seed_and_change_with_the_round() {
+        let draw = |seed, round| Round::new(RoundId(round)).draw(seed, clients(20));
+        assert_eq!(draw(1, 0), draw(1, 0));
+        assert_ne!(draw(1, 0), draw(1, 1));
+        assert_ne!(draw(1, 0), draw(2, 0));
+    }
+
+    #[test]
+    fn a_newcomer_does_not_change_the_order_of_the_others() {
+        let round = Round::new(RoundId(3));
+        let mut with = round.draw(1, clients(9));
+        with.retain(|client| client.0[0] != 8);
+        assert_eq!(with, round.draw(1, clients(8)));
+    }
+
+    /// Each of 10 clients is in a cohort of 3 with probability 0.3: over 2,000
+    /// rounds 600 times, with a standard deviation of 20.5.
+    #[test]
+    fn every_client_is_drawn_equally_often() {
+        let mut drawn = [0u32; 10];
+        for round in 0..2000 {
+            for client in &Round::new(RoundId(round)).draw(7, clients(10))[..3] {
+                drawn[usize::from(client.0[0])] += 1;
+            }
+        }
+        assert!(
+            drawn.iter().all(|count| (500..700).contains(count)),
+            "{drawn:?}"
+        );
+    }
+}
