@@ -1,0 +1,15 @@
+//! Model files, tokenizers, templates and adapters against golden values.
+
+mod adapter;
+mod checkpoint;
+mod quant;
+mod tokenizer;
+
+use std::path::PathBuf;
+
+/// A file under `golden`.
+fn golden(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("golden")
+        .join(path)
+}
