@@ -130,7 +130,7 @@ pub enum CoordinatorInput {
         /// The delta's length (L2).
         norm: f64,
     },
-    /// An update cannot be used: what came is not sound, or what was stored is damaged.
+    /// An update that was awaited has come and is not sound.
     Rejected {
         /// The client.
         client: ClientId,
@@ -138,6 +138,13 @@ pub enum CoordinatorInput {
         round: RoundId,
         /// Why.
         reason: RefuseReason,
+    },
+    /// An update that was stored cannot be read any more.
+    Damaged {
+        /// The client.
+        client: ClientId,
+        /// The update's round.
+        round: RoundId,
     },
     /// The round's new adapter is durable.
     Aggregated {
@@ -301,6 +308,7 @@ impl Coordinator {
                 round,
                 reason,
             } => self.rejected(client, round, reason, now),
+            Input::Damaged { client, round } => self.damaged(client, round, now),
             Input::Aggregated {
                 round,
                 adapter,
@@ -545,12 +553,19 @@ impl Coordinator {
     }
 
     fn rejected(&mut self, client: ClientId, round: RoundId, reason: RefuseReason, now: Timestamp) {
-        if round != self.round.id || !self.round.members.contains_key(&client) {
+        if self.may_offer(client, round).is_ok() {
+            self.refuse(client, reason, now);
+        }
+    }
+
+    /// The one way in which an update with a receipt is lost: with the disk.
+    fn damaged(&mut self, client: ClientId, round: RoundId, now: Timestamp) {
+        let is_stored = self.round.stored().any(|(stored, _)| stored == client);
+        if round != self.round.id || !is_stored {
             return;
         }
-        self.refuse(client, reason, now);
+        self.refuse(client, RefuseReason::Malformed, now);
         if let Phase::Aggregating { outcome } = self.phase {
-            // What was stored is damaged. Average the rest, or ask again.
             match self.policy_verdict(true) {
                 RoundVerdict::Close(_) => self.close(outcome),
                 _ => self.miss(now),

@@ -1,1 +1,538 @@
+use std::time::Duration;
 
+use super::*;
+use crate::adapter::{Layout, TensorSpec};
+use crate::config::Federation;
+use crate::id::RunId;
+use crate::proto::RoundPolicy;
+use crate::wire::{ErrorCode, Hello, PROTOCOL, TrainTask, UpdateMetrics};
+
+const DEADLINE: Duration = Duration::from_secs(100);
+
+fn plan(cohort: u32, min_clients: u32, quorum: u32) -> RunPlan {
+    let spec = TensorSpec {
+        name: "a".to_owned(),
+        rows: 4,
+        cols: 8,
+    };
+    let layout = Layout::new(vec![spec]).unwrap();
+    let federation = Federation::parse("[rounds]\ncount = 2").unwrap();
+    let base = Digest::of(b"base");
+    let adapter = BlobRef::of(b"adapter 0");
+    let mut plan = RunPlan::new(&federation, RunId([7; 16]), base, &layout, adapter);
+    plan.policy = RoundPolicy::Synchronous {
+        cohort,
+        min_clients,
+        quorum,
+        deadline: DEADLINE,
+    };
+    plan
+}
+
+fn client(index: u8) -> ClientId {
+    ClientId([index; 32])
+}
+
+fn facts(rows: u64) -> ShardFacts {
+    ShardFacts {
+        rows,
+        loss_tokens: 10 * rows,
+        resume: None,
+    }
+}
+
+fn offer(index: u8, round: u64) -> UpdateOffer {
+    UpdateOffer {
+        round: RoundId(round),
+        base_version: ModelVersion(round),
+        blob: BlobRef::of(&[index, round as u8]),
+        rows: 40,
+        loss_tokens: 400,
+        metrics: UpdateMetrics {
+            loss_mean: index.into(),
+            ..UpdateMetrics::default()
+        },
+    }
+}
+
+/// A coordinator, and what it wanted done since one last looked.
+struct Host {
+    coordinator: Coordinator,
+    now: Timestamp,
+    actions: Vec<CoordinatorAction>,
+}
+
+impl Host {
+    fn new(plan: RunPlan) -> Self {
+        let mut host = Self {
+            coordinator: Coordinator::new(plan, Timestamp(0)),
+            now: Timestamp(0),
+            actions: Vec::new(),
+        };
+        host.drain();
+        host
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.coordinator.poll() {
+            self.actions.push(action);
+        }
+    }
+
+    fn feed(&mut self, input: CoordinatorInput) -> Vec<CoordinatorAction> {
+        self.coordinator.handle(input, self.now);
+        self.drain();
+        std::mem::take(&mut self.actions)
+    }
+
+    fn join(&mut self, index: u8) -> Vec<CoordinatorAction> {
+        let (client, facts) = (client(index), facts(u64::from(index) * 100));
+        self.feed(CoordinatorInput::Join { client, facts })
+    }
+
+    fn offer(&mut self, index: u8, offer: UpdateOffer) -> Vec<CoordinatorAction> {
+        let client = client(index);
+        self.feed(CoordinatorInput::Offered { client, offer })
+    }
+
+    fn store(&mut self, index: u8, round: u64) -> Vec<CoordinatorAction> {
+        self.feed(CoordinatorInput::Stored {
+            client: client(index),
+            round: RoundId(round),
+            digest: offer(index, round).blob.digest,
+            norm: 1.0,
+        })
+    }
+
+    fn deliver(&mut self, index: u8, round: u64) -> Vec<CoordinatorAction> {
+        let mut actions = self.offer(index, offer(index, round));
+        actions.extend(self.store(index, round));
+        actions
+    }
+
+    fn aggregated(&mut self, round: u64) -> Vec<CoordinatorAction> {
+        self.feed(CoordinatorInput::Aggregated {
+            round: RoundId(round),
+            adapter: BlobRef::of(format!("adapter {}", round + 1).as_bytes()),
+            report: RoundReport::default(),
+        })
+    }
+
+    fn wait(&mut self, duration: Duration) -> Vec<CoordinatorAction> {
+        self.now = self.now + duration;
+        self.coordinator.handle_timeout(self.now);
+        self.drain();
+        std::mem::take(&mut self.actions)
+    }
+
+    fn crash(&mut self) -> Vec<CoordinatorAction> {
+        let snapshot = self.coordinator.snapshot();
+        self.coordinator = Coordinator::restore(&snapshot, self.now).unwrap();
+        self.drain();
+        std::mem::take(&mut self.actions)
+    }
+
+    fn phase(&self) -> CoordinatorPhase {
+        self.coordinator.status().phase
+    }
+}
+
+fn messages(actions: &[CoordinatorAction], index: u8) -> Vec<&ServerMessage> {
+    let to = client(index);
+    let messages = actions.iter().filter_map(|action| match action {
+        CoordinatorAction::Send { client, message } if *client == to => Some(message),
+        _ => None,
+    });
+    messages.collect()
+}
+
+fn task(actions: &[CoordinatorAction], index: u8) -> Option<&TrainTask> {
+    messages(actions, index)
+        .into_iter()
+        .find_map(|message| match message {
+            ServerMessage::Task(task) => Some(&**task),
+            _ => None,
+        })
+}
+
+fn refusal(actions: &[CoordinatorAction], index: u8) -> Option<RefuseReason> {
+    messages(actions, index)
+        .into_iter()
+        .find_map(|message| match message {
+            ServerMessage::Refused { reason, .. } => Some(*reason),
+            _ => None,
+        })
+}
+
+fn has_receipt(actions: &[CoordinatorAction], index: u8) -> bool {
+    let mut messages = messages(actions, index).into_iter();
+    messages.any(|message| matches!(message, ServerMessage::Receipt { .. }))
+}
+
+fn averaged(actions: &[CoordinatorAction]) -> Option<Vec<WeightedUpdate>> {
+    actions.iter().find_map(|action| match action {
+        CoordinatorAction::Aggregate { updates, .. } => Some(updates.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_run_goes_from_its_first_round_to_its_last() {
+    let mut host = Host::new(plan(3, 2, 2));
+    let actions = host.join(1);
+    assert!(matches!(
+        messages(&actions, 1)[..],
+        [
+            ServerMessage::Welcome(_),
+            ServerMessage::Wait {
+                reason: WaitReason::MoreClients,
+                ..
+            }
+        ]
+    ));
+    let actions = host.join(2);
+    for index in [1, 2] {
+        let task = task(&actions, index).unwrap();
+        assert_eq!((task.round, task.version), (RoundId(0), ModelVersion(0)));
+        assert_eq!(task.deadline_ms, 100_000);
+        assert_eq!(task.check(), Ok(()));
+    }
+
+    assert!(has_receipt(&host.deliver(2, 0), 2));
+    let updates = averaged(&host.deliver(1, 0)).unwrap();
+    let expected = [(client(1), 100.0), (client(2), 200.0)];
+    let got: Vec<_> = updates
+        .iter()
+        .map(|update| (update.client, update.weight))
+        .collect();
+    assert_eq!(got, expected);
+
+    let actions = host.aggregated(0);
+    let ServerMessage::RoundClosed(summary) = messages(&actions, 1)[0] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!((summary.version, summary.updates), (ModelVersion(1), 2));
+    // (100 * 1 + 200 * 2) / 300.
+    assert!((summary.loss - 5.0 / 3.0).abs() < 1e-6);
+    let task = task(&actions, 2).unwrap();
+    assert_eq!((task.round, task.version), (RoundId(1), ModelVersion(1)));
+    assert_eq!(task.adapter, BlobRef::of(b"adapter 1"));
+
+    host.deliver(1, 1);
+    host.deliver(2, 1);
+    let actions = host.aggregated(1);
+    assert_eq!(host.phase(), CoordinatorPhase::Finished);
+    assert!(matches!(
+        actions.last(),
+        Some(CoordinatorAction::Finish { .. })
+    ));
+    assert!(matches!(
+        messages(&actions, 1)[1],
+        ServerMessage::Finished { .. }
+    ));
+    assert!(matches!(
+        messages(&host.join(3), 3)[1],
+        ServerMessage::Finished { .. }
+    ));
+}
+
+/// An update is durable before its client hears of it.
+#[test]
+fn a_receipt_comes_after_persisting() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.join(1);
+    host.join(2);
+    let actions = host.deliver(1, 0);
+    let place = |wanted: fn(&CoordinatorAction) -> bool| actions.iter().position(wanted).unwrap();
+    let recorded = place(|action| matches!(action, CoordinatorAction::Record(_)));
+    let persisted = place(|action| *action == CoordinatorAction::Persist);
+    let sent = place(|action| matches!(action, CoordinatorAction::Send { .. }));
+    assert!(recorded < persisted && persisted < sent);
+}
+
+#[test]
+fn the_same_update_gets_the_same_receipt_and_counts_once() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.join(1);
+    host.join(2);
+    host.deliver(1, 0);
+    assert!(has_receipt(&host.offer(1, offer(1, 0)), 1));
+    assert!(has_receipt(&host.store(1, 0), 1));
+    let mut other = offer(1, 0);
+    other.blob = BlobRef::of(b"another");
+    let refused = host.offer(1, other);
+    assert_eq!(refusal(&refused, 1), Some(RefuseReason::Conflict));
+    assert_eq!(averaged(&host.deliver(2, 0)).unwrap().len(), 2);
+
+    // The round after, the receipt is still known; two rounds after, it is not.
+    host.aggregated(0);
+    assert!(has_receipt(&host.offer(1, offer(1, 0)), 1));
+    host.deliver(1, 1);
+    host.deliver(2, 1);
+    host.aggregated(1);
+    let refused = host.offer(1, offer(1, 0));
+    assert_eq!(refusal(&refused, 1), Some(RefuseReason::RoundNotOpen));
+}
+
+#[test]
+fn unfit_updates_are_refused_by_their_offer() {
+    let cases: [(fn(&mut UpdateOffer), RefuseReason); 5] = [
+        (
+            |o| o.base_version = ModelVersion(9),
+            RefuseReason::WrongVersion,
+        ),
+        (|o| o.blob.len = 1 << 40, RefuseReason::TooLarge),
+        (|o| o.metrics.loss_last = f32::NAN, RefuseReason::NonFinite),
+        (|o| o.loss_tokens = 0, RefuseReason::NoWeight),
+        (|o| o.round = RoundId(1), RefuseReason::RoundNotOpen),
+    ];
+    for (spoil, reason) in cases {
+        let mut host = Host::new(plan(2, 2, 1));
+        host.join(1);
+        host.join(2);
+        let mut bad = offer(1, 0);
+        spoil(&mut bad);
+        assert_eq!(refusal(&host.offer(1, bad), 1), Some(reason));
+        assert_eq!(host.coordinator.awaited(client(1)), None);
+    }
+    let mut host = Host::new(plan(1, 2, 1));
+    host.join(1);
+    host.join(2);
+    let outsider = if host.coordinator.members().contains_key(&client(1)) {
+        2
+    } else {
+        1
+    };
+    let refused = host.offer(outsider, offer(outsider, 0));
+    assert_eq!(refusal(&refused, outsider), Some(RefuseReason::NotInCohort));
+}
+
+#[test]
+fn a_refused_client_gets_no_second_try_in_its_cohort() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.join(1);
+    host.join(2);
+    host.offer(1, offer(1, 0));
+    let actions = host.feed(CoordinatorInput::Rejected {
+        client: client(1),
+        round: RoundId(0),
+        reason: RefuseReason::NonFinite,
+    });
+    assert_eq!(refusal(&actions, 1), Some(RefuseReason::NonFinite));
+    let again = host.offer(1, offer(1, 0));
+    assert_eq!(refusal(&again, 1), Some(RefuseReason::AlreadyRefused));
+    // With the next cohort it may. What is stored cannot be rejected.
+    host.deliver(2, 0);
+    let actions = host.feed(CoordinatorInput::Rejected {
+        client: client(2),
+        round: RoundId(0),
+        reason: RefuseReason::NonFinite,
+    });
+    assert_eq!(actions, []);
+    let actions = host.wait(DEADLINE);
+    let task = task(&actions, 1).unwrap();
+    assert_eq!(task.round, RoundId(0));
+    assert_eq!(averaged(&host.deliver(1, 0)).unwrap().len(), 2);
+}
+
+#[test]
+fn a_client_that_comes_back_gets_the_same_task() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.join(1);
+    let first = host.join(2);
+    let first = task(&first, 1).unwrap();
+    host.feed(CoordinatorInput::Lost { client: client(1) });
+    host.wait(Duration::from_secs(30));
+    let again = host.join(1);
+    let again = task(&again, 1).unwrap();
+    assert_eq!(again.deadline_ms, 70_000);
+    let deadline_ms = first.deadline_ms;
+    assert_eq!(
+        *first,
+        TrainTask {
+            deadline_ms,
+            ..again.clone()
+        }
+    );
+
+    // One that has its update already is left to offer it.
+    host.feed(CoordinatorInput::Lost { client: client(1) });
+    let held = offer(1, 0);
+    let facts = ShardFacts {
+        resume: Some((held.round, held.blob.digest)),
+        ..facts(100)
+    };
+    let client = client(1);
+    let actions = host.feed(CoordinatorInput::Join { client, facts });
+    assert_eq!(task(&actions, 1), None);
+    let actions = host.offer(1, held);
+    assert!(matches!(actions[..], [CoordinatorAction::Await { .. }]));
+}
+
+#[test]
+fn a_latecomer_fills_a_free_place_in_the_first_half() {
+    let mut host = Host::new(plan(3, 2, 2));
+    host.join(1);
+    host.join(2);
+    host.wait(DEADLINE / 2);
+    assert!(task(&host.join(3), 3).is_some());
+    assert!(task(&host.join(4), 4).is_none(), "the cohort is complete");
+    host.feed(CoordinatorInput::Declined {
+        client: client(3),
+        round: RoundId(0),
+        reason: DeclineReason::Paused,
+    });
+    assert_eq!(
+        host.coordinator.status().pending,
+        3,
+        "client 4 takes the place"
+    );
+
+    let mut host = Host::new(plan(3, 2, 2));
+    host.join(1);
+    host.join(2);
+    host.wait(DEADLINE / 2 + Duration::from_millis(1));
+    let actions = host.join(3);
+    assert!(matches!(
+        messages(&actions, 3)[1],
+        ServerMessage::Wait {
+            reason: WaitReason::NotInCohort,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_quorum_is_enough_at_the_deadline_only() {
+    let mut host = Host::new(plan(3, 3, 2));
+    for index in [1, 2, 3] {
+        host.join(index);
+    }
+    host.deliver(1, 0);
+    assert_eq!(averaged(&host.deliver(2, 0)), None);
+    assert_eq!(host.coordinator.poll_timeout(), Some(Timestamp(100_000)));
+    let updates = averaged(&host.wait(DEADLINE)).unwrap();
+    assert_eq!(updates.len(), 2);
+    let late = host.offer(3, offer(3, 0));
+    assert_eq!(refusal(&late, 3), Some(RefuseReason::RoundNotOpen));
+}
+
+#[test]
+fn a_missed_round_keeps_its_updates_and_asks_again() {
+    let mut host = Host::new(plan(3, 3, 3));
+    for index in [1, 2, 3] {
+        host.join(index);
+    }
+    host.deliver(1, 0);
+    host.feed(CoordinatorInput::Lost { client: client(3) });
+    let actions = host.wait(DEADLINE);
+    // Two are connected and one update is in: too few for three.
+    assert_eq!(host.phase(), CoordinatorPhase::Gathering);
+    assert_eq!(task(&actions, 2), None);
+    // The missed client's update still counts, and so does the newcomer's.
+    assert!(has_receipt(&host.deliver(2, 0), 2));
+    let actions = host.join(4);
+    assert_eq!(task(&actions, 4).unwrap().round, RoundId(0));
+    let clients: Vec<_> = averaged(&host.deliver(4, 0)).unwrap();
+    let clients: Vec<_> = clients.into_iter().map(|update| update.client).collect();
+    assert_eq!(clients, [client(1), client(2), client(4)]);
+}
+
+#[test]
+fn a_crash_in_any_phase_goes_on_where_it_was() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.crash();
+    host.join(1);
+    host.join(2);
+    host.deliver(1, 0);
+    host.wait(Duration::from_secs(90));
+    host.crash();
+    // The whole time again, for those who come back.
+    assert_eq!(host.coordinator.poll_timeout(), Some(Timestamp(190_000)));
+    assert!(task(&host.join(2), 2).is_some());
+    assert!(task(&host.join(1), 1).is_none());
+    assert!(has_receipt(&host.offer(1, offer(1, 0)), 1));
+    let before = averaged(&host.deliver(2, 0));
+    assert_eq!(averaged(&host.crash()), before);
+    host.aggregated(0);
+    assert_eq!(host.coordinator.status().version, ModelVersion(1));
+}
+
+#[test]
+fn a_damaged_update_is_left_out_or_asked_for_again() {
+    let damaged = |index| CoordinatorInput::Damaged {
+        client: client(index),
+        round: RoundId(0),
+    };
+    let mut host = Host::new(plan(3, 3, 2));
+    for index in [1, 2, 3] {
+        host.join(index);
+    }
+    for index in [1, 2, 3] {
+        host.deliver(index, 0);
+    }
+    let clients = averaged(&host.feed(damaged(2))).unwrap();
+    assert_eq!(clients.len(), 2);
+    let actions = host.feed(damaged(3));
+    assert_eq!(host.phase(), CoordinatorPhase::Open);
+    assert!(task(&actions, 3).is_some(), "the next cohort may have it");
+}
+
+#[test]
+fn the_norm_bounds_what_one_client_can_do() {
+    let mut plan = plan(1, 1, 1);
+    plan.max_norm = Some(10.0);
+    let mut host = Host::new(plan);
+    host.join(1);
+    host.offer(1, offer(1, 0));
+    let actions = host.feed(CoordinatorInput::Stored {
+        client: client(1),
+        round: RoundId(0),
+        digest: offer(1, 0).blob.digest,
+        norm: 1000.0,
+    });
+    assert_eq!(averaged(&actions).unwrap()[0].scale, 0.01);
+}
+
+#[test]
+fn hello_is_checked_against_the_plan() {
+    let mut plan = plan(1, 1, 1);
+    plan.tokenizer = Some(Digest::of(b"tokenizer"));
+    plan.template = Some(Digest::of(b"template"));
+    let hello = Hello {
+        protocol: PROTOCOL,
+        client_version: "1".to_owned(),
+        device: "cpu".to_owned(),
+        shard_rows: 3,
+        shard_loss_tokens: 30,
+        tokenizer: Digest::of(b"tokenizer"),
+        template: Digest::of(b"template"),
+        base: Digest::of(b"base"),
+        resume: None,
+    };
+    assert_eq!(plan.admit(&hello), Ok(facts(3)));
+    let cases: [(fn(&mut Hello), ErrorCode); 6] = [
+        (|h| h.protocol = 2, ErrorCode::Version),
+        (|h| h.base = Digest::of(b""), ErrorCode::WrongBase),
+        (|h| h.tokenizer = Digest::of(b""), ErrorCode::WrongTokenizer),
+        (|h| h.template = Digest::of(b""), ErrorCode::WrongTemplate),
+        (|h| h.shard_rows = 0, ErrorCode::EmptyShard),
+        (|h| h.shard_loss_tokens = 0, ErrorCode::EmptyShard),
+    ];
+    for (spoil, code) in cases {
+        let mut hello = hello.clone();
+        spoil(&mut hello);
+        assert_eq!(plan.admit(&hello), Err(code));
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_is_an_error() {
+    let host = Host::new(plan(1, 1, 1));
+    let snapshot = host.coordinator.snapshot();
+    for cut in 0..snapshot.len() {
+        assert!(Coordinator::restore(&snapshot[..cut], Timestamp(0)).is_err());
+    }
+    let longer = [&snapshot[..], &[0]].concat();
+    assert!(Coordinator::restore(&longer, Timestamp(0)).is_err());
+}

@@ -28,6 +28,8 @@ pub struct Participant {
     link: Link,
     training: Option<Box<TrainTask>>,
     state: ParticipantState,
+    /// Whether the held update is on its way.
+    uploading: bool,
     /// When to offer an update again whose upload failed.
     retry_at: Option<Timestamp>,
     paused: bool,
@@ -93,7 +95,7 @@ pub enum ParticipantInput {
         /// Why.
         reason: DeclineReason,
     },
-    /// The upload broke off while the connection held, or the bytes are gone.
+    /// The upload broke off while the connection held.
     UploadFailed {
         /// The update's round.
         round: RoundId,
@@ -177,6 +179,7 @@ impl Participant {
             link: Link::Offline { until: now },
             training: None,
             state,
+            uploading: false,
             retry_at: None,
             paused: false,
             backoff: Backoff::new(seed),
@@ -277,6 +280,7 @@ impl Participant {
     fn disconnected(&mut self, now: Timestamp) {
         let until = now + self.backoff.next_wait();
         self.link = Link::Offline { until };
+        self.uploading = false;
         self.retry_at = None;
     }
 
@@ -417,8 +421,9 @@ impl Participant {
     }
 
     fn ready(&mut self, round: RoundId, offset: u64) {
-        let held = self.state.held.clone();
+        let held = self.state.held.clone().filter(|_| !self.uploading);
         if let Some(offer) = held.filter(|offer| offer.round == round) {
+            self.uploading = true;
             self.retry_at = None;
             self.act(ParticipantAction::Upload { offer, offset });
         }
@@ -427,11 +432,13 @@ impl Participant {
     fn upload_failed(&mut self, round: RoundId, now: Timestamp) {
         let held = self.state.held.as_ref();
         if held.is_some_and(|offer| offer.round == round) && self.link == Link::Online {
+            self.uploading = false;
             self.retry_at = Some(now + self.backoff.next_wait());
         }
     }
 
     fn held_lost(&mut self) {
+        self.uploading = false;
         if let Some(offer) = self.state.held.take() {
             let (round, reason) = (offer.round, FailReason::Internal);
             self.act(ParticipantAction::Persist);
@@ -501,6 +508,7 @@ impl Participant {
 
     /// Forgets the held update first, then lets its bytes be deleted.
     fn discard_held(&mut self) {
+        self.uploading = false;
         self.retry_at = None;
         if let Some(offer) = self.state.held.take() {
             self.act(ParticipantAction::Persist);

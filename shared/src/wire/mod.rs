@@ -41,4 +41,4 @@ pub const ALPN_JOIN: &[u8] = b"fedllm-join/1";
 pub const PROTOCOL: u16 = 1;
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
