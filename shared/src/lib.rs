@@ -9,6 +9,7 @@ mod codec;
 mod config;
 mod event;
 mod id;
+pub mod manual;
 mod metric;
 mod proto;
 mod reduce;
@@ -54,3 +55,31 @@ pub use wire::{
     ServerMessage, Target, Targets, TaskError, TokenId, TokenSecret, TrainTask, UpdateMetrics,
     UpdateOffer, WaitReason, Welcome, WireError, decode_body, encode_frame, resume_offset,
 };
+
+#[cfg(test)]
+mod tests {
+    /// What would let this crate wait, talk, draw or compute on a device is
+    /// not among what it depends on.
+    #[test]
+    fn dependencies_are_pure() {
+        let manifest: toml::Table = include_str!("../Cargo.toml").parse().unwrap();
+        let dependencies = manifest["dependencies"].as_table().unwrap();
+        let names: Vec<_> = dependencies.keys().map(String::as_str).collect();
+        let allowed = [
+            "blake3",
+            "bytemuck",
+            "data-encoding",
+            "half",
+            "postcard",
+            "rand",
+            "rand_chacha",
+            "serde",
+            "serde_json",
+            "thiserror",
+            "toml",
+            "zstd",
+        ];
+        let mut others = names.iter().filter(|name| !allowed.contains(name));
+        assert_eq!(others.next(), None);
+    }
+}

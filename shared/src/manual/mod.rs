@@ -1,0 +1,14 @@
+//! The manual: what the code cannot say itself.
+//!
+//! - [`design`]: the parts, and why they are as they are.
+//! - [`protocol`]: what client and server say to each other.
+//! - [`privacy`]: whom one has to trust with what, and what is not covered.
+
+#[doc = include_str!("design.md")]
+pub mod design {}
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
+
+#[doc = include_str!("privacy.md")]
+pub mod privacy {}
