@@ -17,6 +17,8 @@ mod pki;
 mod record;
 mod server;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use admin::{AdminError, ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status};
 pub use aggregate::{AggregateError, Source, weighted_mean};

@@ -287,8 +287,15 @@ impl Server {
         AdminAddress::clear(&self.folder.state());
         // Nobody listens any more if the admin endpoint has failed.
         let _ = self.stop.send(true);
+        // The host has let go of every client; their connections end when they have been told.
+        let goodbyes = async {
+            while self.endpoint.open_connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // Whoever does not listen is cut off.
+        let _ = tokio::time::timeout(GOODBYE, goodbyes).await;
         self.endpoint.close(0u32.into(), b"stopping");
-        let _ = tokio::time::timeout(GOODBYE, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -312,3 +319,7 @@ fn new_secret() -> Result<String, ServerError> {
     getrandom::fill(&mut bytes).map_err(ServerError::Random)?;
     Ok(data_encoding::HEXLOWER.encode(&bytes))
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

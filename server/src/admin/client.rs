@@ -77,9 +77,10 @@ impl AdminAddress {
         let _ = fs::remove_file(path(state));
     }
 
-    /// Whether somebody listens there.
-    pub(crate) fn is_listening(&self) -> bool {
-        TcpStream::connect_timeout(&self.address, TIMEOUT).is_ok()
+    /// Whether the server that stored this is there. After a crash somebody else may have its port.
+    pub(crate) fn is_ours(&self) -> bool {
+        let answer: Result<String, _> = self.ask("GET", "/ping", None);
+        answer.is_ok_and(|answer| answer == "fedllm")
     }
 
     /// Sends one request; the answer is JSON.

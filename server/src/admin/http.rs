@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -55,15 +55,18 @@ pub(crate) struct RevokeRequest {
 
 /// Serves until `stop` changes.
 pub(crate) async fn serve(admin: Admin, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let admin = Arc::new(admin);
     let router = Router::new()
+        .route("/ping", get(answer_ping))
         .route("/status", get(show_status))
         .route("/metrics", get(show_metrics))
         .route("/events", get(show_events))
         .route("/adapter", get(show_adapter))
         .route("/invite", post(make_invitation))
         .route("/revoke", post(make_revocation))
+        .layer(from_fn_with_state(admin.clone(), only_ours))
         .layer(from_fn(only_loopback))
-        .with_state(Arc::new(admin));
+        .with_state(admin);
     let stopped = async move {
         // An error means that the server is gone, which is a stop as well.
         let _ = stop.wait_for(|stop| *stop).await;
@@ -72,6 +75,11 @@ pub(crate) async fn serve(admin: Admin, listener: TcpListener, mut stop: watch::
     if let Err(error) = served.await {
         tracing::warn!(%error, "the admin endpoint ended");
     }
+}
+
+/// Tells an operator's command that this is the server it looks for.
+async fn answer_ping() -> Response {
+    Json("fedllm").into_response()
 }
 
 async fn show_status(State(admin): State<Arc<Admin>>) -> Response {
@@ -167,7 +175,7 @@ async fn make_revocation(
     revoked.await
 }
 
-/// Checks the secret, then runs `work` where it may block.
+/// Requires the secret, which [`only_ours`] has checked, and runs `work` where it may block.
 async fn change<T: serde::Serialize + Send + 'static>(
     admin: Arc<Admin>,
     headers: &HeaderMap,
@@ -202,6 +210,22 @@ fn number(uri: &Uri, name: &str) -> Result<Option<u64>, Response> {
     };
     let wrong = |_| failure(StatusCode::BAD_REQUEST, &format!("{name} must be a number"));
     text.parse().map(Some).map_err(wrong)
+}
+
+/// Refuses whoever comes with another server's secret: it has taken us for that one.
+async fn only_ours(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    match secret(request.headers()) {
+        Some(given) if !bool::from(given.as_bytes().ct_eq(admin.secret.as_bytes())) => failure(
+            StatusCode::UNAUTHORIZED,
+            "this is not the operator's secret",
+        ),
+        _ => next.run(request).await,
+    }
+}
+
+fn secret(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?;
+    Some(value.to_str().ok()?.strip_prefix("Bearer ").unwrap_or(""))
 }
 
 async fn only_loopback(request: Request, next: Next) -> Response {

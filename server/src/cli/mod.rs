@@ -211,7 +211,7 @@ impl Operator {
         let mut left = 20;
         loop {
             if let Some(address) = AdminAddress::load(&state)
-                && address.is_listening()
+                && address.is_ours()
             {
                 return Ok(Self::Running(address));
             }

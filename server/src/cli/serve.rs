@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Where updates are averaged.
     #[arg(long, value_enum, default_value_t = AverageOn::Cpu)]
     device: AverageOn,
+    /// Print the addresses as one line of JSON when clients can come.
+    #[arg(long)]
+    json: bool,
     /// Stay after the last round, so that late clients still get the last adapter.
     #[arg(long)]
     keep_serving: bool,
@@ -55,11 +58,11 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("the network cannot be used")?;
     runtime.block_on(async {
         let server = Server::start(options).await.map_err(explain_start)?;
-        eprintln!(
-            "serving on {}, status on http://{}/status",
-            server.addr(),
-            server.admin_addr()
-        );
+        let (listen, status) = (server.addr(), server.admin_addr());
+        match args.json {
+            true => super::print_json(&serde_json::json!({ "listen": listen, "status": status }))?,
+            false => eprintln!("serving on {listen}, status on http://{status}/status"),
+        }
         tokio::select! {
             ended = server.wait() => ended.map_err(anyhow::Error::from),
             signal = signals() => {

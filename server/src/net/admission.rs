@@ -71,7 +71,7 @@ async fn handshake(connecting: Connecting) -> Option<Connection> {
         Ok(Ok(connection)) => Some(connection),
         Ok(Err(error)) => {
             // Wrong authority, expired certificate, unknown protocol: TLS has told the peer.
-            info!(%error, "a handshake failed");
+            debug!(%error, "a handshake failed");
             None
         }
         Err(_) => None,
@@ -112,6 +112,8 @@ fn refuse(connection: &Connection, reason: &'static str) {
 #[derive(Default)]
 struct Limiter {
     buckets: HashMap<IpAddr, Bucket>,
+    /// When idle addresses were last forgotten; looking for them takes time as well.
+    swept: Option<Instant>,
 }
 
 struct Bucket {
@@ -121,9 +123,15 @@ struct Bucket {
 
 impl Limiter {
     fn admits(&mut self, from: IpAddr, now: Instant) -> bool {
-        if self.buckets.len() >= ADDRESSES {
-            let full = Duration::from_secs_f64(BURST / PER_SECOND);
+        // Whoever is on this machine can do worse; simulations put thousands of clients here.
+        if from.is_loopback() {
+            return true;
+        }
+        let full = Duration::from_secs_f64(BURST / PER_SECOND);
+        let sweep = self.swept.is_none_or(|at| now - at >= full);
+        if self.buckets.len() >= ADDRESSES && sweep {
             self.buckets.retain(|_, bucket| now - bucket.at < full);
+            self.swept = Some(now);
         }
         let room = self.buckets.len() < ADDRESSES;
         let new = || Bucket {

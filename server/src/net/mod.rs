@@ -8,7 +8,7 @@ mod blob;
 mod control;
 mod endpoint;
 mod join;
-mod stream;
+pub(crate) mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
