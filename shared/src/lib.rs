@@ -67,14 +67,12 @@ mod tests {
         let names: Vec<_> = dependencies.keys().map(String::as_str).collect();
         let allowed = [
             "blake3",
-            "bytemuck",
             "data-encoding",
             "half",
             "postcard",
             "rand",
             "rand_chacha",
             "serde",
-            "serde_json",
             "thiserror",
             "toml",
             "zstd",

@@ -73,7 +73,7 @@ mod tests {
         let cosine = schedule(ScheduleKind::Cosine, 0);
         for (round, expected) in [
             (0, 5e-5),
-            (1, 4.999_697_8e-5),
+            (1, 4.999_698e-5),
             (50, 4.282_411_6e-5),
             (100, 2.55e-5),
             (199, 1.003_022_2e-6),

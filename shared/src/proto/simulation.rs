@@ -174,8 +174,8 @@ impl World {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::ToServer(index) => self.to_server(index),
-            Op::ToClient(index) => self.to_client(index),
+            Op::ToServer(index) => self.server_hears(index),
+            Op::ToClient(index) => self.client_hears(index),
             Op::Repeat(index) => {
                 let client = &mut self.clients[index];
                 if let Some(message) = client.last_said.clone().filter(|_| client.linked) {
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    fn to_server(&mut self, index: usize) {
+    fn server_hears(&mut self, index: usize) {
         let Some(message) = self.clients[index].to_server.pop_front() else {
             return;
         };
@@ -242,7 +242,7 @@ impl World {
         self.server.handle(input, self.now);
     }
 
-    fn to_client(&mut self, index: usize) {
+    fn client_hears(&mut self, index: usize) {
         if let Some(message) = self.clients[index].to_client.pop_front() {
             self.tell_client(index, ParticipantInput::Message(message));
         }
@@ -444,7 +444,7 @@ impl World {
         if action == ParticipantAction::Disconnect {
             // What was sent before closing still arrives.
             while !self.clients[index].to_server.is_empty() {
-                self.to_server(index);
+                self.server_hears(index);
             }
         }
         let client = &mut self.clients[index];

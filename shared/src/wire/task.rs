@@ -379,7 +379,8 @@ mod tests {
     #[test]
     fn a_task_out_of_bounds_is_named() {
         assert_eq!(task().check(), Ok(()));
-        let cases: [(fn(&mut TrainTask), &str); 6] = [
+        type Spoil = fn(&mut TrainTask);
+        let cases: [(Spoil, &str); 6] = [
             (|t| t.lora.rank = 0, "rank 0"),
             (|t| t.local.steps = u32::MAX, "steps 4294967295"),
             (|t| t.local.lr = f32::NAN, "lr NaN"),

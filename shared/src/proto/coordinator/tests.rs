@@ -4,8 +4,11 @@ use super::*;
 use crate::adapter::{Layout, TensorSpec};
 use crate::config::Federation;
 use crate::id::RunId;
-use crate::proto::RoundPolicy;
-use crate::wire::{ErrorCode, Hello, PROTOCOL, TrainTask, UpdateMetrics};
+use crate::proto::{RoundPolicy, WeightedUpdate};
+use crate::wire::{ErrorCode, Hello, PROTOCOL, TrainTask, UpdateMetrics, WaitReason};
+
+/// What makes a sound value unsound.
+type Spoil<T> = fn(&mut T);
 
 const DEADLINE: Duration = Duration::from_secs(100);
 
@@ -276,7 +279,7 @@ fn the_same_update_gets_the_same_receipt_and_counts_once() {
 
 #[test]
 fn unfit_updates_are_refused_by_their_offer() {
-    let cases: [(fn(&mut UpdateOffer), RefuseReason); 5] = [
+    let cases: [(Spoil<UpdateOffer>, RefuseReason); 5] = [
         (
             |o| o.base_version = ModelVersion(9),
             RefuseReason::WrongVersion,
@@ -511,7 +514,7 @@ fn hello_is_checked_against_the_plan() {
         resume: None,
     };
     assert_eq!(plan.admit(&hello), Ok(facts(3)));
-    let cases: [(fn(&mut Hello), ErrorCode); 6] = [
+    let cases: [(Spoil<Hello>, ErrorCode); 6] = [
         (|h| h.protocol = 2, ErrorCode::Version),
         (|h| h.base = Digest::of(b""), ErrorCode::WrongBase),
         (|h| h.tokenizer = Digest::of(b""), ErrorCode::WrongTokenizer),

@@ -1,20 +1,26 @@
 //! The server's side of a run.
 
+mod flow;
+mod io;
+mod say;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::io::{
+    CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus, SnapshotError,
+};
 use super::plan::{RunPlan, ShardFacts};
-use super::policy::{RoundCounts, RoundVerdict};
-use super::round::{Member, MemberState, Round, UpdateRecord, WeightedUpdate};
-use crate::event::{Event, EventRecord};
+use super::policy::RoundVerdict;
+use super::round::{Member, MemberState, Round, UpdateRecord};
+use crate::event::Event;
 use crate::id::{ClientId, Digest, ModelVersion, RoundId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
-use crate::transform::clip_factor;
 use crate::wire::{
     BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, RoundSummary, ServerMessage,
-    UpdateOffer, WaitReason,
+    UpdateOffer,
 };
 
 /// The server's side of a run: whom it asks, what it takes, when it averages.
@@ -52,184 +58,6 @@ enum Phase {
     },
     Finished,
 }
-
-/// What a run is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CoordinatorPhase {
-    /// Too few clients are there.
-    Gathering,
-    /// Clients are at work.
-    Open,
-    /// The updates are being averaged.
-    Aggregating,
-    /// All rounds are done.
-    Finished,
-}
-
-/// Something that happened around the coordinator.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CoordinatorInput {
-    /// A client said hello and [`RunPlan::admit`] let it in.
-    Join {
-        /// The client.
-        client: ClientId,
-        /// What it has.
-        facts: ShardFacts,
-    },
-    /// A client said that it leaves.
-    Leave {
-        /// The client.
-        client: ClientId,
-    },
-    /// A client's connection broke.
-    Lost {
-        /// The client.
-        client: ClientId,
-    },
-    /// A client begins its task.
-    Accepted {
-        /// The client.
-        client: ClientId,
-        /// The task's round.
-        round: RoundId,
-    },
-    /// A client does not take its task.
-    Declined {
-        /// The client.
-        client: ClientId,
-        /// The task's round.
-        round: RoundId,
-        /// Why.
-        reason: DeclineReason,
-    },
-    /// A client cannot finish its task.
-    Failed {
-        /// The client.
-        client: ClientId,
-        /// The task's round.
-        round: RoundId,
-        /// Why.
-        reason: FailReason,
-    },
-    /// A client has an update.
-    Offered {
-        /// The client.
-        client: ClientId,
-        /// The update.
-        offer: UpdateOffer,
-    },
-    /// An update that was awaited is complete, sound and durable.
-    Stored {
-        /// The client.
-        client: ClientId,
-        /// The update's round.
-        round: RoundId,
-        /// The update's blob.
-        digest: Digest,
-        /// The delta's length (L2).
-        norm: f64,
-    },
-    /// An update that was awaited has come and is not sound.
-    Rejected {
-        /// The client.
-        client: ClientId,
-        /// The update's round.
-        round: RoundId,
-        /// Why.
-        reason: RefuseReason,
-    },
-    /// An update that was stored cannot be read any more.
-    Damaged {
-        /// The client.
-        client: ClientId,
-        /// The update's round.
-        round: RoundId,
-    },
-    /// The round's new adapter is durable.
-    Aggregated {
-        /// The round.
-        round: RoundId,
-        /// The new adapter, encoded.
-        adapter: BlobRef,
-        /// What the strategy did.
-        report: RoundReport,
-    },
-}
-
-/// Something the host is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CoordinatorAction {
-    /// Make [`Coordinator::snapshot`] durable, with the events recorded
-    /// before, ahead of any later action.
-    Persist,
-    /// Append to the run's record.
-    Record(EventRecord),
-    /// Send a message, if the client is still connected.
-    Send {
-        /// To whom.
-        client: ClientId,
-        /// What.
-        message: ServerMessage,
-    },
-    /// Get this update: feed `Stored` if it is complete already, else send
-    /// `Ready` with the bytes that are there.
-    Await {
-        /// From whom.
-        client: ClientId,
-        /// The update's round.
-        round: RoundId,
-        /// The update's blob.
-        blob: BlobRef,
-    },
-    /// Average the updates, let the strategy step, make the result durable
-    /// and feed `Aggregated`.
-    Aggregate {
-        /// The round.
-        round: RoundId,
-        /// The version the updates start from.
-        base_version: ModelVersion,
-        /// The adapter the updates start from.
-        base: BlobRef,
-        /// The updates in the order of [`ClientId`].
-        updates: Vec<WeightedUpdate>,
-    },
-    /// The run is over; clients have been told.
-    Finish {
-        /// The last version.
-        version: ModelVersion,
-        /// The last adapter.
-        adapter: BlobRef,
-    },
-}
-
-/// A run in figures, for status pages.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CoordinatorStatus {
-    /// What it is doing.
-    pub phase: CoordinatorPhase,
-    /// The round that is open or next.
-    pub round: RoundId,
-    /// The rounds of the run.
-    pub rounds: u64,
-    /// How many cohorts missed this round's deadline.
-    pub attempt: u32,
-    /// The adapter's version.
-    pub version: ModelVersion,
-    /// Clients connected.
-    pub connected: u32,
-    /// Clients asked whose answer is not in.
-    pub pending: u32,
-    /// Updates that are in.
-    pub stored: u32,
-    /// When the round's time is over, while one is open.
-    pub deadline_ms: Option<Timestamp>,
-}
-
-/// A snapshot that cannot be read: a damaged disk, or another version's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the coordinator's snapshot cannot be read: {0}")]
-pub struct SnapshotError(String);
 
 const SNAPSHOT_VERSION: u8 = 1;
 
@@ -627,146 +455,6 @@ impl Coordinator {
         }
     }
 
-    /// Opens, fills, closes or misses the round, as its policy says.
-    fn settle(&mut self, now: Timestamp) {
-        match self.phase {
-            Phase::Gathering => match self.policy_verdict(true) {
-                // Latecomers made the quorum after all.
-                RoundVerdict::Close(outcome) => self.close(outcome),
-                _ if self.plan.policy.may_open(self.counts()) => self.open(now),
-                _ => {}
-            },
-            Phase::Open { since, deadline } => {
-                self.fill(since, now);
-                match self.policy_verdict(now >= deadline) {
-                    RoundVerdict::Wait => {}
-                    RoundVerdict::Close(outcome) => self.close(outcome),
-                    RoundVerdict::Missed => {
-                        self.miss(now);
-                        self.settle(now);
-                    }
-                }
-            }
-            Phase::Aggregating { .. } | Phase::Finished => {}
-        }
-    }
-
-    fn open(&mut self, now: Timestamp) {
-        let deadline = now + self.plan.policy.deadline();
-        self.phase = Phase::Open {
-            since: now,
-            deadline,
-        };
-        let counts = self.counts();
-        let slots = self.plan.policy.free_slots(counts, now - now);
-        self.record(
-            now,
-            Event::RoundOpened {
-                round: self.round.id,
-                attempt: self.round.attempt,
-                connected: self.connected.len() as u32,
-                cohort: slots.min(counts.candidates),
-            },
-        );
-        self.fill(now, now);
-    }
-
-    /// Asks clients until the cohort is complete.
-    fn fill(&mut self, since: Timestamp, now: Timestamp) {
-        let slots = self.plan.policy.free_slots(self.counts(), now - since);
-        if slots == 0 {
-            return;
-        }
-        let candidates = self.round.draw(self.plan.seed, self.candidates());
-        let asked: Vec<_> = candidates.into_iter().take(slots as usize).collect();
-        if asked.is_empty() {
-            return;
-        }
-        for client in &asked {
-            self.ask(*client);
-            let (client, round) = (*client, self.round.id);
-            self.record(now, Event::TaskAssigned { round, client });
-        }
-        self.persist();
-        for client in asked {
-            self.send_task(client, now);
-        }
-    }
-
-    fn ask(&mut self, client: ClientId) {
-        let before = self.round.members.remove(&client);
-        let member = Member {
-            facts: self.connected.get(&client).copied().unwrap_or_default(),
-            attempt: self.round.attempt,
-            state: MemberState::Asked,
-            offer: before.and_then(|member| member.offer),
-        };
-        self.round.members.insert(client, member);
-    }
-
-    fn close(&mut self, outcome: RoundOutcome) {
-        self.phase = Phase::Aggregating { outcome };
-        self.persist();
-        self.aggregate();
-    }
-
-    fn miss(&mut self, now: Timestamp) {
-        self.record(
-            now,
-            Event::RoundMissed {
-                round: self.round.id,
-                attempt: self.round.attempt,
-                updates: self.counts().stored,
-            },
-        );
-        self.round.miss();
-        self.phase = Phase::Gathering;
-        self.persist();
-    }
-
-    fn aggregate(&mut self) {
-        let max_norm = self.plan.max_norm;
-        let update = |(client, record): (ClientId, &UpdateRecord)| WeightedUpdate {
-            client,
-            blob: record.blob,
-            weight: record.weight as f64,
-            scale: clip_factor(record.norm, max_norm),
-        };
-        self.actions.push_back(CoordinatorAction::Aggregate {
-            round: self.round.id,
-            base_version: self.version,
-            base: self.adapter,
-            updates: self.round.stored().map(update).collect(),
-        });
-    }
-
-    fn finish(&mut self) {
-        for client in self.everyone() {
-            self.send_finished(client);
-        }
-        self.actions.push_back(CoordinatorAction::Finish {
-            version: self.version,
-            adapter: self.adapter,
-        });
-    }
-
-    fn resume(&mut self, now: Timestamp) {
-        let round = self.round.id;
-        self.record(now, Event::RunResumed { round });
-        if let Phase::Open { .. } = self.phase {
-            self.phase = Phase::Open {
-                since: now,
-                deadline: now + self.plan.policy.deadline(),
-            };
-        }
-        self.persist();
-        match self.phase {
-            Phase::Aggregating { .. } => self.aggregate(),
-            Phase::Finished => self.finish(),
-            Phase::Gathering | Phase::Open { .. } => {}
-        }
-    }
-
     fn has_receipt(&self, client: ClientId, round: RoundId, digest: Digest) -> bool {
         if round == self.round.id {
             let mut stored = self.round.stored();
@@ -828,32 +516,6 @@ impl Coordinator {
         self.send(client, ServerMessage::Refused { round, reason });
     }
 
-    fn policy_verdict(&self, overdue: bool) -> RoundVerdict {
-        self.plan.policy.verdict(self.counts(), overdue)
-    }
-
-    fn counts(&self) -> RoundCounts {
-        let gone = |client| !self.connected.contains_key(&client);
-        let stored: Vec<_> = self.round.stored().map(|(client, _)| client).collect();
-        let absent = stored.iter().filter(|client| gone(**client)).count();
-        RoundCounts {
-            present: (self.connected.len() + absent) as u32,
-            candidates: self.candidates().len() as u32,
-            pending: self.round.pending(),
-            stored: stored.len() as u32,
-        }
-    }
-
-    fn candidates(&self) -> Vec<ClientId> {
-        let mut connected = self.everyone();
-        connected.retain(|client| self.round.is_candidate(*client));
-        connected
-    }
-
-    fn everyone(&self) -> Vec<ClientId> {
-        self.connected.keys().copied().collect()
-    }
-
     fn is_pending(&self, client: ClientId) -> bool {
         let member = self.round.members.get(&client);
         member.is_some_and(|member| member.state.is_pending())
@@ -864,73 +526,7 @@ impl Coordinator {
             member.state = state;
         }
     }
-
-    fn send_task(&mut self, client: ClientId, now: Timestamp) {
-        let Phase::Open { deadline, .. } = self.phase else {
-            return;
-        };
-        let attempt = self.round.members.get(&client).map_or(0, |m| m.attempt);
-        let task = self.plan.task(
-            client,
-            (self.round.id, attempt),
-            (self.version, self.adapter),
-            (deadline - now).as_millis() as u64,
-        );
-        self.send(client, ServerMessage::Task(Box::new(task)));
-    }
-
-    fn send_wait(&mut self, client: ClientId) {
-        let member = self.round.members.get(&client);
-        let reason = match (self.phase, member) {
-            (Phase::Aggregating { .. }, _) => WaitReason::Aggregating,
-            (Phase::Gathering, _) => WaitReason::MoreClients,
-            (_, Some(_)) => WaitReason::RoundInProgress,
-            (_, None) => WaitReason::NotInCohort,
-        };
-        let retry_after_ms = 0;
-        self.send(
-            client,
-            ServerMessage::Wait {
-                retry_after_ms,
-                reason,
-            },
-        );
-    }
-
-    fn send_finished(&mut self, client: ClientId) {
-        let (version, adapter) = self.model();
-        self.send(client, ServerMessage::Finished { version, adapter });
-    }
-
-    fn send(&mut self, client: ClientId, message: ServerMessage) {
-        if self.connected.contains_key(&client) {
-            let action = CoordinatorAction::Send { client, message };
-            self.actions.push_back(action);
-        }
-    }
-
-    fn persist(&mut self) {
-        self.actions.push_back(CoordinatorAction::Persist);
-    }
-
-    fn record(&mut self, at: Timestamp, event: Event) {
-        let record = EventRecord { at, event };
-        self.actions.push_back(CoordinatorAction::Record(record));
-    }
-
-    fn record_start(&mut self, now: Timestamp) {
-        let event = Event::RunStarted {
-            run: self.plan.run,
-            federation: self.plan.federation.clone(),
-            rounds: self.plan.rounds,
-            base: self.plan.base,
-            layout: self.plan.layout,
-            adapter: self.plan.adapter,
-        };
-        self.record(now, event);
-    }
 }
 
 #[cfg(test)]
-#[path = "coordinator_tests.rs"]
 mod tests;

@@ -2,6 +2,9 @@ use super::*;
 use crate::wire::golden::task;
 use crate::wire::{RefuseReason, RoundOutcome, UpdateMetrics};
 
+/// What makes a sound task unsound.
+type Spoil = fn(&mut TrainTask);
+
 fn hello() -> Hello {
     Hello {
         protocol: 1,
@@ -213,7 +216,7 @@ fn an_update_of_another_run_is_forgotten() {
 
 #[test]
 fn unfit_tasks_are_declined() {
-    let cases: [(fn(&mut TrainTask), DeclineReason); 5] = [
+    let cases: [(Spoil, DeclineReason); 5] = [
         (|t| t.base = Digest::of(b""), DeclineReason::WrongBase),
         (|t| t.local.steps = 0, DeclineReason::OutOfBounds),
         (

@@ -1,0 +1,180 @@
+//! How a round opens, fills, closes or is missed.
+
+use std::time::Duration;
+
+use super::super::policy::{RoundCounts, RoundVerdict};
+use super::super::round::{Member, MemberState, UpdateRecord, WeightedUpdate};
+use super::{Coordinator, CoordinatorAction, Phase};
+use crate::event::Event;
+use crate::id::ClientId;
+use crate::time::Timestamp;
+use crate::transform::clip_factor;
+use crate::wire::RoundOutcome;
+
+impl Coordinator {
+    /// Opens, fills, closes or misses the round, as its policy says.
+    pub(super) fn settle(&mut self, now: Timestamp) {
+        match self.phase {
+            Phase::Gathering => match self.policy_verdict(true) {
+                // Latecomers made the quorum after all.
+                RoundVerdict::Close(outcome) => self.close(outcome),
+                _ if self.plan.policy.may_open(self.counts()) => self.open(now),
+                _ => {}
+            },
+            Phase::Open { since, deadline } => {
+                self.fill(since, now);
+                match self.policy_verdict(now >= deadline) {
+                    RoundVerdict::Wait => {}
+                    RoundVerdict::Close(outcome) => self.close(outcome),
+                    RoundVerdict::Missed => {
+                        self.miss(now);
+                        self.settle(now);
+                    }
+                }
+            }
+            Phase::Aggregating { .. } | Phase::Finished => {}
+        }
+    }
+
+    fn open(&mut self, now: Timestamp) {
+        let deadline = now + self.plan.policy.deadline();
+        self.phase = Phase::Open {
+            since: now,
+            deadline,
+        };
+        let counts = self.counts();
+        let slots = self.plan.policy.free_slots(counts, Duration::ZERO);
+        self.record(
+            now,
+            Event::RoundOpened {
+                round: self.round.id,
+                attempt: self.round.attempt,
+                connected: self.connected.len() as u32,
+                cohort: slots.min(counts.candidates),
+            },
+        );
+        self.fill(now, now);
+    }
+
+    /// Asks clients until the cohort is complete.
+    fn fill(&mut self, since: Timestamp, now: Timestamp) {
+        let slots = self.plan.policy.free_slots(self.counts(), now - since);
+        if slots == 0 {
+            return;
+        }
+        let candidates = self.round.draw(self.plan.seed, self.candidates());
+        let asked: Vec<_> = candidates.into_iter().take(slots as usize).collect();
+        if asked.is_empty() {
+            return;
+        }
+        for client in &asked {
+            self.ask(*client);
+            let (client, round) = (*client, self.round.id);
+            self.record(now, Event::TaskAssigned { round, client });
+        }
+        self.persist();
+        for client in asked {
+            self.send_task(client, now);
+        }
+    }
+
+    fn ask(&mut self, client: ClientId) {
+        let before = self.round.members.remove(&client);
+        let member = Member {
+            facts: self.connected.get(&client).copied().unwrap_or_default(),
+            attempt: self.round.attempt,
+            state: MemberState::Asked,
+            offer: before.and_then(|member| member.offer),
+        };
+        self.round.members.insert(client, member);
+    }
+
+    pub(super) fn close(&mut self, outcome: RoundOutcome) {
+        self.phase = Phase::Aggregating { outcome };
+        self.persist();
+        self.aggregate();
+    }
+
+    pub(super) fn miss(&mut self, now: Timestamp) {
+        self.record(
+            now,
+            Event::RoundMissed {
+                round: self.round.id,
+                attempt: self.round.attempt,
+                updates: self.counts().stored,
+            },
+        );
+        self.round.miss();
+        self.phase = Phase::Gathering;
+        self.persist();
+    }
+
+    pub(super) fn aggregate(&mut self) {
+        let max_norm = self.plan.max_norm;
+        let update = |(client, record): (ClientId, &UpdateRecord)| WeightedUpdate {
+            client,
+            blob: record.blob,
+            weight: record.weight as f64,
+            scale: clip_factor(record.norm, max_norm),
+        };
+        self.actions.push_back(CoordinatorAction::Aggregate {
+            round: self.round.id,
+            base_version: self.version,
+            base: self.adapter,
+            updates: self.round.stored().map(update).collect(),
+        });
+    }
+
+    pub(super) fn finish(&mut self) {
+        for client in self.everyone() {
+            self.send_finished(client);
+        }
+        self.actions.push_back(CoordinatorAction::Finish {
+            version: self.version,
+            adapter: self.adapter,
+        });
+    }
+
+    pub(super) fn resume(&mut self, now: Timestamp) {
+        let round = self.round.id;
+        self.record(now, Event::RunResumed { round });
+        if let Phase::Open { .. } = self.phase {
+            self.phase = Phase::Open {
+                since: now,
+                deadline: now + self.plan.policy.deadline(),
+            };
+        }
+        self.persist();
+        match self.phase {
+            Phase::Aggregating { .. } => self.aggregate(),
+            Phase::Finished => self.finish(),
+            Phase::Gathering | Phase::Open { .. } => {}
+        }
+    }
+
+    pub(super) fn policy_verdict(&self, overdue: bool) -> RoundVerdict {
+        self.plan.policy.verdict(self.counts(), overdue)
+    }
+
+    pub(super) fn counts(&self) -> RoundCounts {
+        let gone = |client| !self.connected.contains_key(&client);
+        let stored: Vec<_> = self.round.stored().map(|(client, _)| client).collect();
+        let absent = stored.iter().filter(|client| gone(**client)).count();
+        RoundCounts {
+            present: (self.connected.len() + absent) as u32,
+            candidates: self.candidates().len() as u32,
+            pending: self.round.pending(),
+            stored: stored.len() as u32,
+        }
+    }
+
+    fn candidates(&self) -> Vec<ClientId> {
+        let mut connected = self.everyone();
+        connected.retain(|client| self.round.is_candidate(*client));
+        connected
+    }
+
+    pub(super) fn everyone(&self) -> Vec<ClientId> {
+        self.connected.keys().copied().collect()
+    }
+}
