@@ -209,7 +209,7 @@ impl World {
         self.idle();
         if self.crash_always {
             self.kill_server();
-            self.idle();
+            self.reconnect();
         }
     }
 
@@ -354,6 +354,22 @@ impl World {
                     .participant
                     .handle(ParticipantInput::Disconnected, self.now);
             }
+        }
+    }
+
+    /// Everyone comes back at once and hears all there is to hear.
+    fn reconnect(&mut self) {
+        for client in &mut self.clients {
+            if let Some(at) = client.participant.poll_timeout().filter(|_| !client.linked) {
+                client.participant.handle_timeout(at);
+            }
+        }
+        self.idle();
+        for index in (0..CLIENTS).cycle().take(8 * CLIENTS) {
+            self.server_hears(index);
+            self.idle();
+            self.client_hears(index);
+            self.idle();
         }
     }
 
