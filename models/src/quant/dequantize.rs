@@ -5,6 +5,8 @@
 //! wider vectors that the processor turns out to have. Products and sums are rounded one by
 //! one, in the order of ggml's reference, so the values equal its bit for bit.
 
+use half::slice::HalfFloatSliceExt;
+
 use super::{BlockFormat, QuantError};
 
 /// Writes the values of `bytes`, stored as `format`, to `out`.
@@ -38,13 +40,13 @@ pub fn dequantize_row(
         #[inline(always)]
         || match format {
             BlockFormat::F32 => plain(bytes, out, |b: [u8; 4]| f32::from_le_bytes(b)),
-            BlockFormat::F16 => plain(bytes, out, |b: [u8; 2]| f16(b)),
+            BlockFormat::F16 => halves(bytes, out),
             BlockFormat::BF16 => plain(bytes, out, bf16),
-            BlockFormat::Q8_0 => blocks(bytes, out, q8_0),
-            BlockFormat::Q4_0 => blocks(bytes, out, q4_0),
-            BlockFormat::Q4_1 => blocks(bytes, out, q4_1),
-            BlockFormat::Q5_0 => blocks(bytes, out, q5_0),
-            BlockFormat::Q5_1 => blocks(bytes, out, q5_1),
+            BlockFormat::Q8_0 => scaled_blocks(bytes, out, q8_0),
+            BlockFormat::Q4_0 => scaled_blocks(bytes, out, q4_0),
+            BlockFormat::Q4_1 => scaled_blocks(bytes, out, q4_1),
+            BlockFormat::Q5_0 => scaled_blocks(bytes, out, q5_0),
+            BlockFormat::Q5_1 => scaled_blocks(bytes, out, q5_1),
             BlockFormat::Q4K => blocks(bytes, out, q4_k),
             BlockFormat::Q5K => blocks(bytes, out, q5_k),
             BlockFormat::Q6K => blocks(bytes, out, q6_k),
@@ -53,23 +55,34 @@ pub fn dequantize_row(
     Ok(())
 }
 
-/// Half precision to single, for every bit pattern; without a branch.
+/// Half precision to single, for every bit pattern, without a branch.
 ///
-/// Shifting the exponent into place leaves it 112 too small, which one exact product
-/// mends, subnormals included. Infinity and NaN get their exponent by hand.
+/// The exponent of a normal number moves by 112; that of infinity and NaN by twice that.
+/// A subnormal number is a count of the smallest one.
 #[inline(always)]
 pub(super) fn f16(bytes: [u8; 2]) -> f32 {
-    const TWO_POW_112: f32 = f32::from_bits((112 + 127) << 23);
+    const REBIAS: u32 = 112 << 23;
+    const SMALLEST: f32 = f32::from_bits((127 - 24) << 23);
     let half = u32::from(u16::from_le_bytes(bytes));
-    let magnitude = (half & 0x7fff) << 13;
-    let finite = (f32::from_bits(magnitude) * TWO_POW_112).to_bits();
-    let special = magnitude | 0x7f80_0000;
-    let chosen = if half & 0x7c00 == 0x7c00 {
-        special
-    } else {
-        finite
-    };
+    let magnitude = half & 0x7fff;
+    let special = if magnitude >= 0x7c00 { REBIAS } else { 0 };
+    let normal = (magnitude << 13) + REBIAS + special;
+    let subnormal = (magnitude.cast_signed() as f32 * SMALLEST).to_bits();
+    let chosen = if magnitude < 0x400 { subnormal } else { normal };
     f32::from_bits(chosen | ((half & 0x8000) << 16))
+}
+
+/// The processor's own conversion where it has one; 64 values at a time, since the bytes
+/// are not aligned.
+fn halves(bytes: &[u8], out: &mut [f32]) {
+    let mut aligned = [half::f16::ZERO; 64];
+    for (bytes, out) in bytes.chunks(128).zip(out.chunks_mut(64)) {
+        let aligned = &mut aligned[..out.len()];
+        for (half, bytes) in aligned.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = half::f16::from_le_bytes(*bytes);
+        }
+        aligned.convert_to_f32_slice(out);
+    }
 }
 
 #[inline(always)]
@@ -98,36 +111,56 @@ fn blocks<const B: usize, const N: usize>(
     }
 }
 
+/// Blocks that begin with `H` half-precision numbers: scale, or scale and minimum.
+///
+/// These are converted for eight blocks at once, ahead of their codes; one by one, between
+/// the codes, they keep the compiler from vectorising, and the loop is half as fast.
+#[inline(always)]
+fn scaled_blocks<const B: usize, const N: usize, const H: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    block: impl Fn(&[u8; B], [f32; H], &mut [f32; N]),
+) {
+    let (sources, _) = bytes.as_chunks::<B>();
+    let (targets, _) = out.as_chunks_mut::<N>();
+    for (sources, targets) in sources.chunks(8).zip(targets.chunks_mut(8)) {
+        let mut heads = [[0.0; H]; 8];
+        for (head, source) in heads.iter_mut().zip(sources) {
+            *head = std::array::from_fn(|i| half_at(source, 2 * i));
+        }
+        for ((source, target), head) in sources.iter().zip(targets).zip(heads) {
+            block(source, head, target);
+        }
+    }
+}
+
 #[inline(always)]
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16([block[at], block[at + 1]])
 }
 
 #[inline(always)]
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
+fn q8_0(block: &[u8; 34], [scale]: [f32; 1], out: &mut [f32; 32]) {
     for (i, out) in out.iter_mut().enumerate() {
         *out = f32::from(block[2 + i].cast_signed()) * scale;
     }
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
+fn q4_0(block: &[u8; 18], [scale]: [f32; 1], out: &mut [f32; 32]) {
+    let (low, high) = out.split_at_mut(16);
     for i in 0..16 {
-        let pair = i32::from(block[2 + i]);
-        out[i] = ((pair & 15) - 8) as f32 * scale;
-        out[i + 16] = ((pair >> 4) - 8) as f32 * scale;
+        low[i] = (f32::from(block[2 + i] & 15) - 8.0) * scale;
+        high[i] = (f32::from(block[2 + i] >> 4) - 8.0) * scale;
     }
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (scale, min) = (half_at(block, 0), half_at(block, 2));
+fn q4_1(block: &[u8; 20], [scale, min]: [f32; 2], out: &mut [f32; 32]) {
+    let (low, high) = out.split_at_mut(16);
     for i in 0..16 {
-        let pair = i32::from(block[4 + i]);
-        out[i] = (pair & 15) as f32 * scale + min;
-        out[i + 16] = (pair >> 4) as f32 * scale + min;
+        low[i] = f32::from(block[4 + i] & 15) * scale + min;
+        high[i] = f32::from(block[4 + i] >> 4) * scale + min;
     }
 }
 
@@ -138,24 +171,24 @@ fn fifth(high: u32, i: usize) -> i32 {
 }
 
 #[inline(always)]
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
+fn q5_0(block: &[u8; 22], [scale]: [f32; 1], out: &mut [f32; 32]) {
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    let (first, second) = out.split_at_mut(16);
     for i in 0..16 {
         let pair = i32::from(block[6 + i]);
-        out[i] = ((pair & 15 | fifth(high, i)) - 16) as f32 * scale;
-        out[i + 16] = ((pair >> 4 | fifth(high, i + 16)) - 16) as f32 * scale;
+        first[i] = ((pair & 15 | fifth(high, i)) - 16) as f32 * scale;
+        second[i] = ((pair >> 4 | fifth(high, i + 16)) - 16) as f32 * scale;
     }
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (scale, min) = (half_at(block, 0), half_at(block, 2));
+fn q5_1(block: &[u8; 24], [scale, min]: [f32; 2], out: &mut [f32; 32]) {
     let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    let (first, second) = out.split_at_mut(16);
     for i in 0..16 {
         let pair = i32::from(block[8 + i]);
-        out[i] = (pair & 15 | fifth(high, i)) as f32 * scale + min;
-        out[i + 16] = (pair >> 4 | fifth(high, i + 16)) as f32 * scale + min;
+        first[i] = (pair & 15 | fifth(high, i)) as f32 * scale + min;
+        second[i] = (pair >> 4 | fifth(high, i + 16)) as f32 * scale + min;
     }
 }
 

@@ -123,13 +123,18 @@ impl Int8Rows {
 }
 
 fn quantize_row(row: &[f32], out: &mut [i8]) -> f32 {
-    let scale = row.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
-    if scale > 0.0 {
-        for (out, v) in out.iter_mut().zip(row) {
-            *out = (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
-        }
-    }
-    scale
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let scale = row.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
+            if scale > 0.0 {
+                for (out, v) in out.iter_mut().zip(row) {
+                    *out = (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+                }
+            }
+            scale
+        },
+    )
 }
 
 #[cfg(test)]
