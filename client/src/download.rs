@@ -208,6 +208,15 @@ struct Partial {
     received: u64,
 }
 
+impl Drop for Partial {
+    /// Keeps what a later download can go on with, and nothing else.
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl Partial {
     fn open(target: &Path) -> Result<Self, DownloadError> {
         let mut name = target.file_name().unwrap_or_default().to_os_string();
@@ -274,7 +283,7 @@ impl Partial {
     }
 
     /// Checks the file and gives it its name. A wrong one is removed.
-    fn complete(self, download: &Download<'_>) -> Result<(), DownloadError> {
+    fn complete(&self, download: &Download<'_>) -> Result<(), DownloadError> {
         if let Err(error) = self.check(download) {
             // It would only be resumed and be wrong again.
             let _ = fs::remove_file(&self.path);

@@ -98,6 +98,8 @@ pub struct FileReport {
     pub format: Format,
     /// Its rows in the shard.
     pub rows: u64,
+    /// Fields of its first row that are not read.
+    pub ignored: Vec<String>,
 }
 
 /// Why nothing was prepared.
@@ -274,19 +276,19 @@ impl<'a> Preparation<'a> {
         sink: &mut dyn RowSink,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<FileReport>, PrepareError> {
-        let mut format = None;
+        let mut chosen = None;
         let rows_before = self.counts.rows;
         loop {
             let block = next_block(reader)?;
             if block.is_empty() {
                 break;
             }
-            if format.is_none() {
-                format = self.choose(reader.path(), &block)?;
+            if chosen.is_none() {
+                chosen = self.choose(reader.path(), &block)?;
             }
-            match (format, &self.template) {
-                (Some(format), Some(template)) => {
-                    let rows = tokenize(&block, format, template, self.options.max_tokens);
+            match (&chosen, &self.template) {
+                (Some(chosen), Some(template)) => {
+                    let rows = tokenize(&block, chosen.format, template, self.options.max_tokens);
                     self.store(reader.path(), rows, sink)?;
                 }
                 // No row of this block could be read, and the user wants to go on.
@@ -294,20 +296,21 @@ impl<'a> Preparation<'a> {
             }
             progress(reader.bytes_read());
         }
-        Ok(format.map(|format| FileReport {
+        Ok(chosen.map(|chosen| FileReport {
             path: reader.path().to_owned(),
-            format,
+            format: chosen.format,
             rows: self.counts.rows - rows_before,
+            ignored: chosen.ignored,
         }))
     }
 
     /// Chooses the format, and for the first file the template, by the first row that can be read.
-    fn choose(&mut self, path: &Path, block: &[RawRow]) -> Result<Option<Format>, PrepareError> {
+    fn choose(&mut self, path: &Path, block: &[RawRow]) -> Result<Option<Chosen>, PrepareError> {
         for row in block {
             match self.look_at(row) {
-                Ok((format, record)) => {
-                    self.choose_template(path, format, record.as_ref())?;
-                    return Ok(Some(format));
+                Ok((chosen, record)) => {
+                    self.choose_template(path, chosen.format, record.as_ref())?;
+                    return Ok(Some(chosen));
                 }
                 Err(error) if !self.options.skip_bad_rows => {
                     return Err(row_error(path, error));
@@ -319,16 +322,20 @@ impl<'a> Preparation<'a> {
     }
 
     /// The row's format, and what it says unless it says nothing worth learning.
-    fn look_at(&self, row: &RawRow) -> Result<(Format, Option<Record>), RowError> {
+    fn look_at(&self, row: &RawRow) -> Result<(Chosen, Option<Record>), RowError> {
         let fields = row.fields()?;
         let place = row.place();
         let format = match self.options.format {
             Some(format) => format,
             None => Format::detect(&fields).map_err(|problem| RowError { place, problem })?,
         };
+        let chosen = Chosen {
+            format,
+            ignored: format.ignores(&fields),
+        };
         match format.record(&fields) {
-            Ok(record) => Ok((format, Some(record))),
-            Err(problem) if problem.is_harmless() => Ok((format, None)),
+            Ok(record) => Ok((chosen, Some(record))),
+            Err(problem) if problem.is_harmless() => Ok((chosen, None)),
             Err(problem) => Err(RowError { place, problem }),
         }
     }
@@ -393,6 +400,12 @@ impl<'a> Preparation<'a> {
             }
         }
     }
+}
+
+/// What a file's rows are, by its first.
+struct Chosen {
+    format: Format,
+    ignored: Vec<String>,
 }
 
 #[derive(Default)]

@@ -163,15 +163,14 @@ fn table(out: &PathBuf, bytes: u64, header: &ShardFacts, report: &PrepareReport)
         format!("{bytes} bytes, content {}", header.content.short()),
     );
     for file in &report.files {
-        add(
-            "from",
-            format!(
-                "{} ({}, {} rows)",
-                file.path.display(),
-                file.format,
-                file.rows
-            ),
-        );
+        let (path, format, rows) = (file.path.display(), file.format, file.rows);
+        add("from", format!("{path} ({format}, {rows} rows)"));
+        if !file.ignored.is_empty() {
+            add(
+                "not read",
+                format!("the fields {}", file.ignored.join(", ")),
+            );
+        }
     }
     add("template", report.template.to_string());
     add("rows", report.rows.to_string());

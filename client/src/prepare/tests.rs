@@ -186,10 +186,12 @@ fn templates_follow_the_rows() {
 fn files_of_several_formats_make_one_shard() {
     let (_dir, options) = files(&[
         ("a.jsonl", r#"{"instruction": "a", "output": "b"}"#),
-        ("b.csv", "question,answer\nc,d\ne,f\n"),
+        ("b.csv", "id,question,answer\n1,c,d\n2,e,f\n"),
     ]);
     let (shard, report) = prepare(&options).unwrap();
     assert_eq!(shard.rows(), 3);
     let formats: Vec<_> = report.files.iter().map(|f| (f.format, f.rows)).collect();
     assert_eq!(formats, [(Format::Alpaca, 1), (Format::Qa, 2)]);
+    assert!(report.files[0].ignored.is_empty());
+    assert_eq!(report.files[1].ignored, ["id"]);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row, RowAccessor};
+use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::{Body, Place, RawRow, ReadError};

@@ -81,6 +81,38 @@ impl Format {
         }
     }
 
+    /// The fields of a row that this format does not read.
+    pub fn ignores(self, fields: &Map<String, Value>) -> Vec<String> {
+        let read: Vec<&str> = self
+            .reads()
+            .iter()
+            .filter_map(|names| {
+                names
+                    .iter()
+                    .copied()
+                    .find(|name| fields.contains_key(*name))
+            })
+            .collect();
+        fields
+            .keys()
+            .filter(|name| !read.contains(&name.as_str()))
+            .cloned()
+            .collect()
+    }
+
+    /// The fields that are read, each by the names that it may have; the first that a row has is
+    /// the one.
+    fn reads(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Alpaca => &[&["instruction"], &["input"], &["output", "response"]],
+            Self::Messages => &[&["messages", "conversations"], &["tools"]],
+            Self::ShareGpt => &[&["conversations"], &["tools"]],
+            Self::Completion => &[&["prompt"], &["completion", "response"], &["tools"]],
+            Self::Qa => &[&["question"], &["answer"]],
+            Self::Text => &[&["text"]],
+        }
+    }
+
     /// The format of a row with these fields.
     ///
     /// # Errors
@@ -184,7 +216,7 @@ impl FromStr for Format {
 #[non_exhaustive]
 pub enum RowProblem {
     /// It cannot be parsed.
-    #[error("no JSON: {what}")]
+    #[error("{}: {what}", if *unfinished { "incomplete JSON" } else { "no JSON" })]
     NotJson {
         /// The parser's words.
         what: String,

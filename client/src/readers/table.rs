@@ -1,6 +1,6 @@
 //! CSV and TSV with a header line, and plain text.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,15 +14,24 @@ pub(super) struct Table {
     path: PathBuf,
     reader: csv::Reader<Box<dyn BufRead + Send>>,
     names: Arc<Vec<String>>,
+    /// Where the table begins in the file.
     base: u64,
+    /// Whether records end in CR LF. The parser then takes the LF with the next record, so the
+    /// places that it tells are one line and one byte too early.
+    crlf: bool,
 }
 
 impl Table {
-    pub(super) fn open(source: Source, delimiter: u8) -> Result<Self, ReadError> {
+    pub(super) fn open(mut source: Source, delimiter: u8) -> Result<Self, ReadError> {
         let base = source.text.place.offset;
+        let mut header = Vec::new();
+        line(&mut source.text, &mut header).map_err(|e| ReadError::io(&source.path, e))?;
+        let crlf = header.ends_with(b"\r\n");
+        let reader: Box<dyn BufRead + Send> =
+            Box::new(Cursor::new(header).chain(source.text.into_reader()));
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
-            .from_reader(source.text.into_reader());
+            .from_reader(reader);
         let header = reader
             .byte_headers()
             .map_err(|error| frame_error(&source.path, error))?;
@@ -39,6 +48,7 @@ impl Table {
             reader,
             names: Arc::new(names),
             base,
+            crlf,
         })
     }
 }
@@ -49,10 +59,13 @@ impl Iterator for Table {
     fn next(&mut self) -> Option<Self::Item> {
         let mut cells = csv::ByteRecord::new();
         let read = self.reader.read_byte_record(&mut cells);
-        let place = place(
-            cells.position().unwrap_or(self.reader.position()),
-            self.base,
-        );
+        let position = cells.position().unwrap_or(self.reader.position());
+        let late = u64::from(self.crlf);
+        let place = Place {
+            line: position.line() + late,
+            column: 0,
+            offset: self.base + position.byte() + late,
+        };
         let body = match read {
             Ok(false) => return None,
             Ok(true) => Body::Cells(Arc::clone(&self.names), cells),
@@ -92,14 +105,6 @@ pub(super) fn fields(
     Ok(fields)
 }
 
-fn place(position: &csv::Position, base: u64) -> Place {
-    Place {
-        line: position.line(),
-        column: 0,
-        offset: base + position.byte(),
-    }
-}
-
 fn frame_error(path: &std::path::Path, error: csv::Error) -> ReadError {
     ReadError::io(path, io::Error::other(error))
 }
@@ -128,7 +133,7 @@ impl Blocks {
         let mut block = Vec::new();
         loop {
             let start = block.len();
-            let more = self.line(&mut block)?;
+            let more = line(&mut self.text, &mut block)?;
             let blank = block[start..].trim_ascii().is_empty();
             if blank || !more {
                 block.truncate(block.trim_ascii_end().len());
@@ -140,20 +145,20 @@ impl Blocks {
             }
         }
     }
+}
 
-    /// Appends a line with its newline; false at the end of the file.
-    fn line(&mut self, block: &mut Vec<u8>) -> io::Result<bool> {
-        loop {
-            let bytes = self.text.peek()?;
-            if bytes.is_empty() {
-                return Ok(false);
-            }
-            let newline = bytes.iter().position(|&byte| byte == b'\n');
-            let length = newline.map_or(bytes.len(), |at| at + 1);
-            self.text.take_into(length, block)?;
-            if newline.is_some() || block.len() > MAX_ROW_BYTES {
-                return Ok(true);
-            }
+/// Appends a line with its newline to `row`; false at the end of the file.
+fn line(text: &mut Text, row: &mut Vec<u8>) -> io::Result<bool> {
+    loop {
+        let bytes = text.peek()?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let newline = bytes.iter().position(|&byte| byte == b'\n');
+        let length = newline.map_or(bytes.len(), |at| at + 1);
+        text.take_into(length, row)?;
+        if newline.is_some() || row.len() > MAX_ROW_BYTES {
+            return Ok(true);
         }
     }
 }

@@ -121,7 +121,7 @@ fn mistakes_in_a_row_are_placed_and_leave_the_others() {
             Err("line 3, column 1: a row must be a JSON object, this is a list".to_owned()),
             Err("line 4, column 11: not UTF-8: byte 0xff at offset 39 of the file".to_owned()),
             Ok(json!({"text": "b"})),
-            Err("line 6, column 4: no JSON: EOF while parsing a string".to_owned()),
+            Err("line 6, column 4: incomplete JSON: EOF while parsing a string".to_owned()),
         ]
     );
     let array = b"[\n  {\"text\": 1,\n   2},\n  {\"text\": \"b\"}]";
@@ -218,6 +218,15 @@ fn tables_name_the_record_that_does_not_fit() {
         )
     );
     assert_eq!(found[3], Ok(json!({"text": "d", "label": "4"})));
+    let crlf = rows("a.csv", b"\xef\xbb\xbftext,label\r\na,1\r\n\xc6,2\r\n");
+    assert_eq!(
+        crlf[1],
+        Err(
+            "line 3: not UTF-8: byte 0xc6 at byte 0 of the cell `text`, in the record that begins \
+             at offset 20 of the file"
+                .to_owned()
+        )
+    );
 }
 
 #[test]

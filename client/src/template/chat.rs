@@ -101,11 +101,14 @@ impl Text {
         let mut labels = Vec::with_capacity(self.answers.len());
         for answer in &self.answers {
             let before = encode(&self.text[..answer.start])?;
-            let with = encode(&self.text[..answer.end])?;
-            if !whole.starts_with(&before) || !whole.starts_with(&with) {
+            let end = match answer.end == self.text.len() {
+                true => Some(whole.len()),
+                false => prefix(&whole, &encode(&self.text[..answer.end])?),
+            };
+            let (Some(start), Some(end)) = (prefix(&whole, &before), end) else {
                 return self.tokenize_pieces(encode);
-            }
-            labels.push(before.len()..with.len());
+            };
+            labels.push(start..end);
         }
         Ok((whole, labels))
     }
@@ -124,4 +127,9 @@ impl Text {
         }
         Ok((ids, labels))
     }
+}
+
+/// How long `start` is, if `whole` starts with it.
+fn prefix(whole: &[u32], start: &[u32]) -> Option<usize> {
+    whole.starts_with(start).then_some(start.len())
 }
