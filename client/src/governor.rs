@@ -83,13 +83,27 @@ impl SleepWatch {
     }
 }
 
-/// Raises `stop` at the first Ctrl-C or request to terminate, and ends the program at once, with
-/// [`Code::Interrupted`], at the second. Lives until it is dropped or aborted.
+/// A flag that the first Ctrl-C or request to terminate raises. The second one ends the program at
+/// once, with [`Code::Interrupted`].
 ///
-/// # Errors
-///
-/// The system does not let signals be watched.
-pub async fn watch_signals(stop: StopFlag) -> io::Result<()> {
+/// Where the system does not let signals be watched, they end the program as they always do.
+pub fn stop_on_signals() -> StopFlag {
+    let stop = StopFlag::new();
+    let raised = stop.clone();
+    let watch = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Err(error) = runtime.and_then(|runtime| runtime.block_on(watch_signals(&raised))) {
+            tracing::warn!(%error, "signals are not watched: stopping will not be clean");
+        }
+    };
+    let started = std::thread::Builder::new().name("signals".to_owned()).spawn(watch);
+    if let Err(error) = started {
+        tracing::warn!(%error, "signals are not watched: stopping will not be clean");
+    }
+    stop
+}
+
+async fn watch_signals(stop: &StopFlag) -> io::Result<()> {
     let mut signals = Signals::new()?;
     signals.next().await;
     tracing::info!("stopping after the current step; once more to stop at once");

@@ -7,7 +7,8 @@
 //!                        ca.der           the federation's CA, the only one trusted there
 //!                        enrollment.json  name, server address, when enrolled
 //!                        ledger.json      bytes sent by kind, last rounds
-//!                        round.bin        the unfinished round, see `unfinished`
+//!                        round.bin        where the round stands, see `store`
+//!                        delta-DIGEST.bin the update that waits for a receipt
 //!                        lock             held by the process that takes part
 //! ```
 
@@ -24,7 +25,7 @@ use thiserror::Error;
 use crate::files::{Readers, create_private_folder, sync_folder, write_durable};
 use crate::identity::{CertificateFacts, ClientKey, IdentityError};
 use crate::ledger::Ledger;
-use crate::unfinished::UnfinishedStore;
+use crate::store::RoundStore;
 
 /// What can go wrong with the state directory: always a local fault.
 #[derive(Debug, Error)]
@@ -294,18 +295,9 @@ impl Enrollment {
         &self.folder
     }
 
-    /// The place of the update that waits for a receipt.
-    pub fn unfinished(&self) -> UnfinishedStore {
-        UnfinishedStore::at(&self.folder)
-    }
-
-    /// Writes a newer ledger.
-    ///
-    /// # Errors
-    ///
-    /// [`StateError::Io`]; the ledger on disk is then the one before.
-    pub fn save_ledger(&self, ledger: &Ledger) -> Result<(), StateError> {
-        write_json(&self.folder.join(LEDGER), ledger)
+    /// Where the rounds of this federation are kept.
+    pub fn rounds(&self) -> RoundStore {
+        RoundStore::at(&self.folder)
     }
 
     /// Makes this process the only one that takes part with this identity, until it ends or drops
@@ -374,7 +366,7 @@ const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "certificate.der";
 const CA: &str = "ca.der";
 const ENROLLMENT: &str = "enrollment.json";
-const LEDGER: &str = "ledger.json";
+pub(crate) const LEDGER: &str = "ledger.json";
 
 /// The part of a membership that is no key and no certificate.
 #[derive(Serialize, Deserialize)]
@@ -426,7 +418,7 @@ fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, StateError> {
     })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|error| StateError::Damaged {
         path: path.to_owned(),
         reason: error.to_string(),
@@ -516,7 +508,7 @@ mod tests {
         let state = StateDir::at(folder.path());
         let mut first = state.enroll(membership("a", b"ca")).unwrap();
         first.ledger.count(Kind::Delta, 77);
-        first.save_ledger(&first.ledger).unwrap();
+        first.rounds().save_ledger(&first.ledger).unwrap();
         let second = state.enroll(membership("a", b"ca")).unwrap();
         assert_ne!(second.membership.key.id(), first.membership.key.id());
         assert_eq!(second.ledger.sent(Kind::Delta).bytes, 77);

@@ -3,16 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fedllm_shared::{
-    AdapterError, Codec, CodecError, DeclineReason, Delta, FailReason, Layout, LocalRule,
-    TrainTask, UpdateOffer, decode_adapter, encode_delta,
+    BlobRef, ClipNorm, Codec, CodecError, DeclineReason, DeltaTransform, FailReason, Layout,
+    LocalRule, TaskError, TrainTask, UpdateOffer, decode_adapter, encode_delta,
 };
-use fedllm_shared::{BlobRef, TaskError};
 use thiserror::Error;
 
 use crate::governor::StopFlag;
+use crate::net::NetError;
 use crate::shard::Shard;
 use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer};
-use crate::unfinished::Unfinished;
 
 /// Why a task gave no update.
 #[derive(Debug, Error)]
@@ -30,6 +29,9 @@ pub enum WorkError {
     /// The adapter that the task describes has another layout here.
     #[error("the task's adapter does not have the layout that this model gives it")]
     WrongLayout,
+    /// The shared adapter cannot be had.
+    #[error("the shared adapter cannot be fetched")]
+    Fetch(#[source] NetError),
     /// The shared adapter is not what it should be.
     #[error("the shared adapter cannot be read")]
     Adapter(#[source] CodecError),
@@ -64,7 +66,7 @@ impl WorkError {
     /// What to tell the server if it had.
     pub fn fail_reason(&self) -> FailReason {
         match self {
-            Self::Adapter(_) => FailReason::Adapter,
+            Self::Fetch(_) | Self::Adapter(_) => FailReason::Adapter,
             Self::NotFinite | Self::Encode(_) | Self::Train(TrainError::NotFinite { .. }) => {
                 FailReason::NonFinite
             }
@@ -74,6 +76,13 @@ impl WorkError {
             _ => FailReason::Internal,
         }
     }
+}
+
+/// What the work gave: what to offer, and the bytes.
+#[derive(Debug)]
+pub(crate) struct Update {
+    pub(crate) offer: UpdateOffer,
+    pub(crate) blob: Vec<u8>,
 }
 
 /// A trainer and its data, shared with the thread that works.
@@ -113,7 +122,7 @@ impl Workshop {
         adapter: &[u8],
         stop: &StopFlag,
         on_step: &mut dyn FnMut(StepReport),
-    ) -> Result<Unfinished, WorkError> {
+    ) -> Result<Update, WorkError> {
         let global = decode_adapter(adapter, layout).map_err(WorkError::Adapter)?;
         let update = {
             let mut trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,17 +135,17 @@ impl Workshop {
 
 /// The most bytes that the task's adapter may have, encoded.
 pub(crate) fn adapter_bound(layout: &Layout) -> u64 {
-    // The exact codec takes the most.
-    Codec::F32.max_encoded_len(layout)
+    let codecs = [Codec::F32, Codec::Bf16, Codec::Int8Rows];
+    codecs.map(|codec| codec.max_encoded_len(layout)).into_iter().max().unwrap_or_default()
 }
 
-fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Unfinished, WorkError> {
+fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Update, WorkError> {
     let LocalUpdate { mut delta, metrics, rows, loss_tokens } = update;
     if !metrics.is_finite() {
         return Err(WorkError::NotFinite);
     }
     if let Some(max_norm) = task.max_norm {
-        clip(&mut delta, max_norm).map_err(|_| WorkError::NotFinite)?;
+        ClipNorm { max_norm }.on_client(&mut delta).map_err(|_| WorkError::NotFinite)?;
     }
     let blob = encode_delta(&delta, task.codec).map_err(WorkError::Encode)?;
     let offer = UpdateOffer {
@@ -147,14 +156,5 @@ fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Unfinished, WorkError> 
         loss_tokens,
         metrics,
     };
-    Ok(Unfinished { run: task.run, offer, blob })
-}
-
-/// Scales `delta` down to the norm that the server takes at most.
-fn clip(delta: &mut Delta, max_norm: f32) -> Result<(), AdapterError> {
-    let norm = delta.l2_norm();
-    if norm <= f64::from(max_norm) {
-        return Ok(());
-    }
-    delta.scale((f64::from(max_norm) / norm) as f32)
+    Ok(Update { offer, blob })
 }

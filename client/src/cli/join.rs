@@ -51,7 +51,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         .context("the server let this client in, but that could not be kept")
         .hint("the token is used up: ask the operator for another one")?;
     enrollment.ledger.count(Kind::Join, sent_bytes);
-    enrollment.save_ledger(&enrollment.ledger)?;
+    enrollment.rounds().save_ledger(&enrollment.ledger)?;
     tell(&enrollment, global)
 }
 

@@ -3,13 +3,17 @@
 mod devices;
 mod generate;
 mod join;
+mod model;
 mod prepare;
 mod progress;
 mod pull;
 mod run;
+mod run_view;
 mod score;
 mod status;
 mod train;
+
+pub use devices::select as select_device;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

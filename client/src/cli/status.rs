@@ -90,14 +90,14 @@ impl Report {
             }
         };
         let expires = enrollment.facts.not_after;
-        let unfinished = enrollment.unfinished().load()?;
+        let unfinished = enrollment.rounds().load()?.held;
         Ok(Self {
             server: enrollment.membership.server.clone(),
             client: enrollment.facts.key.to_string(),
             name: enrollment.facts.name.clone(),
             certificate_expires: expires,
             certificate_expired: i64::try_from(now).is_ok_and(|now| now > expires),
-            unfinished_round: unfinished.map(|update| update.offer.round.0),
+            unfinished_round: unfinished.map(|offer| offer.round.0),
             rounds_received: ledger.rounds_received,
             rounds: ledger
                 .rounds

@@ -215,7 +215,7 @@ fn ours() -> String {
 }
 
 /// A peer's words, short and without control characters, so that they cannot forge a log line.
-pub(super) fn readable(bytes: &[u8]) -> String {
+pub(crate) fn readable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use blobs::{get, put};
 pub use error::NetError;
+pub(crate) use error::readable;
 pub use join::{JoinError, join};
 pub use loopback::{LoopbackServer, LoopbackStreams, LoopbackTransport, loopback};
 pub use quic::{Congestion, DialOptions, QuicDialer, QuicStreams, QuicTransport};

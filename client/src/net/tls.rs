@@ -135,8 +135,7 @@ impl ServerCertVerifier for ByHash {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
+        provider().signature_verification_algorithms
             .supported_schemes()
     }
 }

@@ -1,5 +1,7 @@
 //! Local training, as a session sees it: a task goes in, an update comes out.
 
+mod lora;
+
 use std::sync::Arc;
 
 use fedllm_shared::{Adapter, Delta, Digest, Layout, LoraSpec, TrainTask, UpdateMetrics};
@@ -7,6 +9,8 @@ use thiserror::Error;
 
 use crate::governor::StopFlag;
 use crate::shard::Shard;
+
+pub use lora::{Fit, LoraTrainer, Schedule, Trained};
 
 /// Everything that one round of local training needs.
 pub struct FitRequest<'a> {

@@ -1,0 +1,187 @@
+//! One round's work under way: the task is checked, the adapter fetched, the delta trained.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fedllm_shared::{Layout, RoundId, TrainTask};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+
+use crate::governor::StopFlag;
+use crate::ledger::Meter;
+use crate::net::{self, NetError, Transport};
+use crate::train::StepReport;
+use crate::work::{Update, WorkError, Workshop, adapter_bound};
+
+/// Between two attempts to fetch the adapter.
+const FETCH_AGAIN: Duration = Duration::from_secs(2);
+/// Attempts to fetch the adapter over connections that hold; a lost connection does not count.
+const FETCHES: u32 = 20;
+
+/// Something that happened beside the control stream.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// An upload ended.
+    Uploaded { round: RoundId, result: Result<(), NetError> },
+    /// A job went on. Reports of jobs that were ended meanwhile come too.
+    Job { id: u64, report: Report },
+}
+
+/// How a job went on.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The task can be done here; its adapter has this layout.
+    Fits(Arc<Layout>),
+    /// The adapter came, or part of it.
+    Fetched { received: Vec<u8>, result: Result<(), NetError> },
+    /// A step is done.
+    Step(StepReport),
+    /// The work is over.
+    Done(Result<Update, WorkError>),
+}
+
+/// One round's work under way.
+pub(crate) struct Job {
+    id: u64,
+    task: Arc<TrainTask>,
+    workshop: Workshop,
+    layout: Option<Arc<Layout>>,
+    /// What is here of the adapter, while no fetch is under way.
+    adapter: Option<Vec<u8>>,
+    fetches: u32,
+    retry_at: Option<Instant>,
+    stop: StopFlag,
+    thread: Option<JoinHandle<()>>,
+    sender: UnboundedSender<Event>,
+}
+
+impl Job {
+    /// Begins with the check whether the task can be done here.
+    pub(crate) fn start(
+        task: TrainTask,
+        workshop: Workshop,
+        sender: UnboundedSender<Event>,
+    ) -> Self {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let mut job = Self {
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed),
+            task: Arc::new(task),
+            workshop,
+            layout: None,
+            adapter: Some(Vec::new()),
+            fetches: 0,
+            retry_at: None,
+            stop: StopFlag::new(),
+            thread: None,
+            sender,
+        };
+        // The check waits for a trainer that is still in the last step of another round.
+        let (workshop, task) = (job.workshop.clone(), Arc::clone(&job.task));
+        job.in_background(move |_| match workshop.check(&task) {
+            Ok(layout) => Report::Fits(layout),
+            Err(error) => Report::Done(Err(error)),
+        });
+        job
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn task(&self) -> &TrainTask {
+        &self.task
+    }
+
+    /// When to try to fetch the adapter again.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// The check went well: the adapter can be fetched.
+    pub(crate) fn fits(&mut self, layout: Arc<Layout>) {
+        self.layout = Some(layout);
+        self.retry_at = Some(Instant::now());
+    }
+
+    /// Fetches what is missing of the adapter, if it is time to, over a connection that is up.
+    pub(crate) fn fetch<T: Transport>(&mut self, link: Option<&T>, meter: &Meter) {
+        let due = self.retry_at.is_some_and(|at| at <= Instant::now());
+        let (Some(link), Some(layout), true) = (link, &self.layout, due) else { return };
+        self.retry_at = None;
+        let (blob, max) = (self.task.adapter, adapter_bound(layout));
+        let mut received = self.adapter.take().unwrap_or_default();
+        let (streams, meter) = (link.streams(), meter.clone());
+        let (id, sender) = (self.id, self.sender.clone());
+        tokio::spawn(async move {
+            let result = if blob.len > max {
+                Err(NetError::TooLarge { len: blob.len, max })
+            } else {
+                net::get(&streams, blob, &mut received, &meter).await
+            };
+            let report = Report::Fetched { received, result };
+            // The session may have ended meanwhile.
+            let _ = sender.send(Event::Job { id, report });
+        });
+    }
+
+    /// Takes in how a fetch went; says whether training has begun.
+    pub(crate) fn fetched(
+        &mut self,
+        received: Vec<u8>,
+        result: Result<(), NetError>,
+    ) -> Result<bool, WorkError> {
+        match result {
+            Ok(()) => {
+                self.train(received);
+                Ok(true)
+            }
+            Err(error) if error.is_transient() && self.fetches < FETCHES => {
+                tracing::debug!(%error, "the adapter has not come yet");
+                self.fetches += u32::from(!matches!(error, NetError::Lost(_)));
+                self.adapter = Some(received);
+                self.retry_at = Some(Instant::now() + FETCH_AGAIN);
+                Ok(false)
+            }
+            Err(error) => Err(WorkError::Fetch(error)),
+        }
+    }
+
+    /// Stops the work and waits until its thread has ended, after the current step.
+    pub(crate) async fn end(mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            // It reports failures by itself.
+            let _ = thread.await;
+        }
+    }
+
+    fn train(&mut self, adapter: Vec<u8>) {
+        let Some(layout) = self.layout.clone() else { return };
+        let (workshop, task, stop) =
+            (self.workshop.clone(), Arc::clone(&self.task), self.stop.clone());
+        self.in_background(move |report| {
+            let mut on_step = |step| report(Report::Step(step));
+            Report::Done(workshop.work(&task, &layout, &adapter, &stop, &mut on_step))
+        });
+    }
+
+    /// Runs `work` on a thread where it may take its time, and reports what it returns.
+    fn in_background(
+        &mut self,
+        work: impl FnOnce(&mut dyn FnMut(Report)) -> Report + Send + 'static,
+    ) {
+        let (id, sender) = (self.id, self.sender.clone());
+        self.thread = Some(tokio::spawn(async move {
+            let reports = sender.clone();
+            let mut report = move |report| {
+                // The session may have ended meanwhile.
+                let _ = reports.send(Event::Job { id, report });
+            };
+            let done = spawn_blocking(move || work(&mut report)).await;
+            let report = done.unwrap_or(Report::Done(Err(WorkError::Crashed)));
+            let _ = sender.send(Event::Job { id, report });
+        }));
+    }
+}

@@ -1,0 +1,201 @@
+//! What must survive a crash in the middle of a round: where this client stands, and the update
+//! that waits for a receipt.
+//!
+//! `round.bin` is the participant's state, `delta-DIGEST.bin` an encoded delta. A delta is written
+//! before the state names it, and deleted after the state has forgotten it, so at any moment
+//! either both are there or none is missed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fedllm_shared::{BlobRef, Digest, ParticipantState, decode_body};
+
+use crate::files::{Readers, write_durable};
+use crate::ledger::Ledger;
+use crate::state::{LEDGER, StateError, io_error, write_json};
+
+const STATE: &str = "round.bin";
+const DELTA_PREFIX: &str = "delta-";
+
+/// The durable side of taking part in one federation.
+#[derive(Clone, Debug)]
+pub struct RoundStore {
+    folder: PathBuf,
+}
+
+impl RoundStore {
+    /// What lies in `folder`, which must exist.
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// Where this client stands; as at the beginning if nothing was saved.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Damaged`] if the file is not what was written.
+    pub fn load(&self) -> Result<ParticipantState, StateError> {
+        let path = self.folder.join(STATE);
+        match fs::read(&path) {
+            Ok(bytes) => decode_body(&bytes)
+                .map_err(|error| StateError::Damaged { path, reason: error.to_string() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(ParticipantState::default())
+            }
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    /// Keeps where this client stands; when this returns, it survives a crash.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`]; what was kept before is unchanged.
+    pub fn save(&self, state: &ParticipantState) -> Result<(), StateError> {
+        let path = self.folder.join(STATE);
+        let bytes = postcard::to_stdvec(state).map_err(|error| StateError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        write_durable(&path, &bytes, Readers::Owner).map_err(io_error("write", &path))
+    }
+
+    /// Keeps an encoded delta; when this returns, it survives a crash.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`], for example on a full disk.
+    pub fn save_delta(&self, digest: Digest, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.delta(digest);
+        write_durable(&path, bytes, Readers::Owner).map_err(io_error("write", &path))
+    }
+
+    /// Reads an encoded delta; `None` if it is not there, or not what was written.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`] if the disk fails.
+    pub fn load_delta(&self, blob: BlobRef) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.delta(blob.digest);
+        match fs::read(&path) {
+            Ok(bytes) => Ok((BlobRef::of(&bytes) == blob).then_some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    /// Deletes an encoded delta.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`].
+    pub fn discard_delta(&self, digest: Digest) -> Result<(), StateError> {
+        remove(&self.delta(digest))
+    }
+
+    /// Deletes every delta but the one that is held: a crash can leave one behind.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`].
+    pub fn discard_others(&self, held: Option<Digest>) -> Result<(), StateError> {
+        let kept = held.map(|digest| self.delta(digest));
+        let entries = fs::read_dir(&self.folder).map_err(io_error("read", &self.folder))?;
+        for entry in entries {
+            let path = entry.map_err(io_error("read", &self.folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with(DELTA_PREFIX) && Some(&path) != kept.as_ref() {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a newer ledger.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`]; the ledger on disk is then the one before.
+    pub fn save_ledger(&self, ledger: &Ledger) -> Result<(), StateError> {
+        write_json(&self.folder.join(LEDGER), ledger)
+    }
+
+    fn delta(&self, digest: Digest) -> PathBuf {
+        self.folder.join(format!("{DELTA_PREFIX}{digest}.bin"))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedllm_shared::{ModelVersion, RoundId, RunId, UpdateMetrics, UpdateOffer};
+
+    fn state(blob: &[u8]) -> ParticipantState {
+        ParticipantState {
+            run: Some(RunId([3; 16])),
+            last_round: Some(RoundId(3)),
+            last_version: ModelVersion(4),
+            held: Some(UpdateOffer {
+                round: RoundId(4),
+                base_version: ModelVersion(4),
+                blob: BlobRef::of(blob),
+                rows: 10,
+                loss_tokens: 100,
+                metrics: UpdateMetrics::default(),
+            }),
+        }
+    }
+
+    #[test]
+    fn state_and_delta_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RoundStore::at(folder.path());
+        assert_eq!(store.load().unwrap(), ParticipantState::default());
+        let blob = BlobRef::of(b"delta");
+        store.save_delta(blob.digest, b"delta").unwrap();
+        store.save(&state(b"delta")).unwrap();
+        let again = RoundStore::at(folder.path());
+        assert_eq!(again.load().unwrap(), state(b"delta"));
+        assert_eq!(again.load_delta(blob).unwrap().as_deref(), Some(&b"delta"[..]));
+        again.discard_delta(blob.digest).unwrap();
+        again.discard_delta(blob.digest).unwrap();
+        assert_eq!(again.load_delta(blob).unwrap(), None);
+    }
+
+    #[test]
+    fn a_changed_delta_counts_as_lost_and_strays_are_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RoundStore::at(folder.path());
+        let (kept, stray) = (BlobRef::of(b"kept"), BlobRef::of(b"stray"));
+        store.save_delta(kept.digest, b"kept").unwrap();
+        store.save_delta(stray.digest, b"stray").unwrap();
+        store.discard_others(Some(kept.digest)).unwrap();
+        assert!(store.load_delta(kept).unwrap().is_some());
+        assert!(store.load_delta(stray).unwrap().is_none());
+        store.save_delta(kept.digest, b"other").unwrap();
+        assert_eq!(store.load_delta(kept).unwrap(), None);
+    }
+
+    #[test]
+    fn damage_to_the_state_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RoundStore::at(folder.path());
+        store.save(&state(b"delta")).unwrap();
+        let path = folder.path().join(STATE);
+        let bytes = fs::read(&path).unwrap();
+        for len in 0..bytes.len() {
+            fs::write(&path, &bytes[..len]).unwrap();
+            assert!(matches!(store.load(), Err(StateError::Damaged { .. })), "cut to {len}");
+        }
+    }
+}
