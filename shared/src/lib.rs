@@ -36,8 +36,8 @@ pub use metric::{Mean, exact_match, perplexity};
 pub use proto::{
     Backoff, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
     Member, MemberState, Participant, ParticipantAction, ParticipantInput, ParticipantState,
-    RoundCounts, RoundPolicy, RoundVerdict, RunPlan, ShardFacts, SnapshotError, StopReason,
-    UpdateRecord, WeightedUpdate,
+    Presence, RoundCounts, RoundPolicy, RoundVerdict, RunPlan, ShardFacts, SnapshotError,
+    StopReason, UpdateRecord, WeightedUpdate,
 };
 pub use reduce::{ReduceError, WeightedMean, weighted_mean};
 pub use strategy::{

@@ -23,5 +23,5 @@ pub use participant::{
     Participant, ParticipantAction, ParticipantInput, ParticipantState, StopReason,
 };
 pub use plan::{RunPlan, ShardFacts};
-pub use policy::{RoundCounts, RoundPolicy, RoundVerdict};
+pub use policy::{Presence, RoundCounts, RoundPolicy, RoundVerdict};
 pub use round::{Member, MemberState, UpdateRecord, WeightedUpdate};

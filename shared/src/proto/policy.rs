@@ -24,13 +24,18 @@ pub enum RoundPolicy {
     },
 }
 
+/// Who is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Presence {
+    /// Clients connected, and those gone whose update is in.
+    pub clients: u32,
+    /// Clients connected that may still be asked.
+    pub candidates: u32,
+}
+
 /// A round in figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RoundCounts {
-    /// Clients connected, and those gone whose update is in.
-    pub present: u32,
-    /// Clients connected that may still be asked.
-    pub candidates: u32,
     /// Clients asked whose answer is not in.
     pub pending: u32,
     /// Updates that are in.
@@ -56,15 +61,15 @@ impl RoundPolicy {
     }
 
     /// Whether enough clients are there to open a round.
-    pub fn may_open(&self, counts: RoundCounts) -> bool {
+    pub fn may_open(&self, presence: Presence, counts: RoundCounts) -> bool {
         let Self::Synchronous {
             min_clients,
             quorum,
             ..
         } = *self;
-        counts.present >= min_clients
-            && counts.candidates > 0
-            && counts.stored + counts.candidates >= quorum
+        presence.clients >= min_clients
+            && presence.candidates > 0
+            && counts.stored + presence.candidates >= quorum
     }
 
     /// How many more clients may be asked, when `open_for` has passed since the round opened.
@@ -115,27 +120,29 @@ mod tests {
         deadline: Duration::from_secs(100),
     };
 
-    fn counts(present: u32, candidates: u32, pending: u32, stored: u32) -> RoundCounts {
-        RoundCounts {
-            present,
-            candidates,
-            pending,
-            stored,
-        }
+    fn counts(pending: u32, stored: u32) -> RoundCounts {
+        RoundCounts { pending, stored }
     }
 
     #[test]
     fn a_round_opens_when_it_can_succeed() {
-        assert!(POLICY.may_open(counts(3, 3, 0, 0)));
-        assert!(POLICY.may_open(counts(3, 1, 0, 1)));
-        assert!(!POLICY.may_open(counts(2, 2, 0, 0)), "too few are there");
-        assert!(!POLICY.may_open(counts(3, 1, 0, 0)), "no quorum in sight");
-        assert!(!POLICY.may_open(counts(3, 0, 0, 3)), "nobody to ask");
+        let may_open = |clients, candidates, stored| {
+            let presence = Presence {
+                clients,
+                candidates,
+            };
+            POLICY.may_open(presence, counts(0, stored))
+        };
+        assert!(may_open(3, 3, 0));
+        assert!(may_open(3, 1, 1));
+        assert!(!may_open(2, 2, 0), "too few are there");
+        assert!(!may_open(3, 1, 0), "no quorum in sight");
+        assert!(!may_open(3, 0, 3), "nobody to ask");
     }
 
     #[test]
     fn slots_are_filled_in_the_first_half() {
-        let counts = counts(9, 5, 2, 1);
+        let counts = counts(2, 1);
         assert_eq!(POLICY.free_slots(counts, Duration::from_secs(50)), 1);
         assert_eq!(POLICY.free_slots(counts, Duration::from_secs(51)), 0);
     }
@@ -152,7 +159,7 @@ mod tests {
             (1, 1, true, Missed),
             (0, 1, false, Wait),
         ] {
-            let counts = counts(4, 0, pending, stored);
+            let counts = counts(pending, stored);
             assert_eq!(POLICY.verdict(counts, overdue), verdict, "{counts:?}");
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::plan::ShardFacts;
+use super::policy::RoundCounts;
 use super::seed::derive;
 use crate::id::{ClientId, RoundId};
 use crate::metric::Mean;
@@ -118,9 +119,24 @@ impl Round {
         })
     }
 
-    pub(super) fn pending(&self) -> u32 {
-        let members = self.members.values();
-        members.filter(|member| member.state.is_pending()).count() as u32
+    pub(super) fn counts(&self) -> RoundCounts {
+        let mut counts = RoundCounts::default();
+        for member in self.members.values() {
+            match member.state {
+                MemberState::Stored(_) => counts.stored += 1,
+                MemberState::Asked | MemberState::Working => counts.pending += 1,
+                MemberState::Left | MemberState::Out | MemberState::Refused => {}
+            }
+        }
+        counts
+    }
+
+    /// The update of `client` that counts.
+    pub(super) fn record(&self, client: ClientId) -> Option<&UpdateRecord> {
+        match &self.members.get(&client)?.state {
+            MemberState::Stored(record) => Some(record),
+            _ => None,
+        }
     }
 
     /// Whether a connected client may be asked now.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::policy::{RoundCounts, RoundVerdict};
+use super::super::policy::{Presence, RoundVerdict};
 use super::super::round::{Member, MemberState, UpdateRecord, WeightedUpdate};
 use super::{Coordinator, CoordinatorAction, Phase};
 use crate::event::Event;
@@ -18,7 +18,7 @@ impl Coordinator {
             Phase::Gathering => match self.policy_verdict(true) {
                 // Latecomers made the quorum after all.
                 RoundVerdict::Close(outcome) => self.close(outcome),
-                _ if self.plan.policy.may_open(self.counts()) => self.open(now),
+                _ if self.may_open() => self.open(now),
                 _ => {}
             },
             Phase::Open { since, deadline } => {
@@ -42,7 +42,7 @@ impl Coordinator {
             since: now,
             deadline,
         };
-        let counts = self.counts();
+        let counts = self.round.counts();
         let slots = self.plan.policy.free_slots(counts, Duration::ZERO);
         self.record(
             now,
@@ -50,7 +50,7 @@ impl Coordinator {
                 round: self.round.id,
                 attempt: self.round.attempt,
                 connected: self.connected.len() as u32,
-                cohort: slots.min(counts.candidates),
+                cohort: slots.min(self.candidates().len() as u32),
             },
         );
         self.fill(now, now);
@@ -58,7 +58,10 @@ impl Coordinator {
 
     /// Asks clients until the cohort is complete.
     fn fill(&mut self, since: Timestamp, now: Timestamp) {
-        let slots = self.plan.policy.free_slots(self.counts(), now - since);
+        let slots = self
+            .plan
+            .policy
+            .free_slots(self.round.counts(), now - since);
         if slots == 0 {
             return;
         }
@@ -101,7 +104,7 @@ impl Coordinator {
             Event::RoundMissed {
                 round: self.round.id,
                 attempt: self.round.attempt,
-                updates: self.counts().stored,
+                updates: self.round.counts().stored,
             },
         );
         self.round.miss();
@@ -153,19 +156,17 @@ impl Coordinator {
     }
 
     pub(super) fn policy_verdict(&self, overdue: bool) -> RoundVerdict {
-        self.plan.policy.verdict(self.counts(), overdue)
+        self.plan.policy.verdict(self.round.counts(), overdue)
     }
 
-    pub(super) fn counts(&self) -> RoundCounts {
-        let gone = |client| !self.connected.contains_key(&client);
-        let stored: Vec<_> = self.round.stored().map(|(client, _)| client).collect();
-        let absent = stored.iter().filter(|client| gone(**client)).count();
-        RoundCounts {
-            present: (self.connected.len() + absent) as u32,
+    fn may_open(&self) -> bool {
+        let gone = |client: &ClientId| !self.connected.contains_key(client);
+        let absent = self.round.stored().filter(|(client, _)| gone(client));
+        let presence = Presence {
+            clients: (self.connected.len() + absent.count()) as u32,
             candidates: self.candidates().len() as u32,
-            pending: self.round.pending(),
-            stored: stored.len() as u32,
-        }
+        };
+        self.plan.policy.may_open(presence, self.round.counts())
     }
 
     fn candidates(&self) -> Vec<ClientId> {

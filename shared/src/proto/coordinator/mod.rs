@@ -188,7 +188,7 @@ impl Coordinator {
 
     /// The run in figures.
     pub fn status(&self) -> CoordinatorStatus {
-        let counts = self.counts();
+        let counts = self.round.counts();
         CoordinatorStatus {
             phase: match self.phase {
                 Phase::Gathering => CoordinatorPhase::Gathering,
@@ -388,8 +388,7 @@ impl Coordinator {
 
     /// The one way in which an update with a receipt is lost: with the disk.
     fn damaged(&mut self, client: ClientId, round: RoundId, now: Timestamp) {
-        let is_stored = self.round.stored().any(|(stored, _)| stored == client);
-        if round != self.round.id || !is_stored {
+        if round != self.round.id || self.round.record(client).is_none() {
             return;
         }
         self.refuse(client, RefuseReason::Malformed, now);
@@ -457,8 +456,8 @@ impl Coordinator {
 
     fn has_receipt(&self, client: ClientId, round: RoundId, digest: Digest) -> bool {
         if round == self.round.id {
-            let mut stored = self.round.stored();
-            return stored.any(|(c, record)| c == client && record.blob.digest == digest);
+            let record = self.round.record(client);
+            return record.is_some_and(|record| record.blob.digest == digest);
         }
         round.next() == self.round.id && self.receipts.get(&client) == Some(&digest)
     }

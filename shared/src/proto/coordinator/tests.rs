@@ -539,3 +539,39 @@ fn a_damaged_snapshot_is_an_error() {
     let longer = [&snapshot[..], &[0]].concat();
     assert!(Coordinator::restore(&longer, Timestamp(0)).is_err());
 }
+
+/// A large round costs little: names of blobs travel, not tensors.
+#[test]
+fn two_thousand_clients_take_part_in_a_round() {
+    let clients = 2000;
+    let id = |index: u32| {
+        let mut id = ClientId::default();
+        id.0[..4].copy_from_slice(&index.to_be_bytes());
+        id
+    };
+    let mut host = Host::new(plan(clients, clients, clients));
+    for index in 0..clients {
+        let (client, facts) = (id(index), facts(1));
+        host.feed(CoordinatorInput::Join { client, facts });
+    }
+    assert_eq!(host.coordinator.status().pending, clients);
+    let mut last = Vec::new();
+    for index in (0..clients).rev() {
+        let (client, offer) = (id(index), offer(1, 0));
+        let (round, digest, norm) = (offer.round, offer.blob.digest, 1.0);
+        host.feed(CoordinatorInput::Offered { client, offer });
+        last = host.feed(CoordinatorInput::Stored {
+            client,
+            round,
+            digest,
+            norm,
+        });
+    }
+    let updates = averaged(&last).unwrap();
+    assert!(
+        updates
+            .iter()
+            .map(|update| update.client)
+            .eq((0..clients).map(id))
+    );
+}
