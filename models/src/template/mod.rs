@@ -193,6 +193,7 @@ fn environment() -> Environment<'static> {
         .trim_blocks(true)
         .lstrip_blocks(true)
         .build();
+    // Jinja's own delimiters are always a valid syntax.
     if let Ok(syntax) = syntax {
         environment.set_syntax(syntax);
     }

@@ -247,3 +247,40 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     assert_eq!(ids, [piece("a"), piece("\u{2581}a")]);
     assert_eq!(gemma.decode(&ids, false).unwrap(), "a a");
 }
+
+/// Byte-level BPE in which the digits 1 to 4 merge, to see where a text is cut first.
+fn digits(pre: &str) -> Tokenizer {
+    let mut tokens = fedllm_tests::tiny::vocabulary();
+    tokens.extend(["12", "123", "1234"].map(str::to_owned));
+    let mut writer = GgufWriter::new();
+    let mut set = |key: &str, value| writer.set(&format!("tokenizer.ggml.{key}"), value);
+    set("model", MetaValue::from("gpt2"));
+    set("pre", MetaValue::from(pre));
+    set("tokens", MetaValue::strings(tokens));
+    set("merges", MetaValue::strings(["1 2", "12 3", "123 4"]));
+    from_gguf(&writer).unwrap()
+}
+
+#[test]
+fn texts_are_cut_as_the_file_names_it() {
+    for (pre, expected) in [
+        ("gpt-2", &["1234"][..]),
+        ("llama-bpe", &["123", "4"]),
+        ("smollm", &["1", "2", "3", "4"]),
+        ("qwen2", &["1", "2", "3", "4"]),
+    ] {
+        let tokenizer = digits(pre);
+        let ids = tokenizer.encode("1234", false).unwrap();
+        let pieces: Vec<String> = ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        assert_eq!(pieces, expected, "{pre}");
+    }
+    // Qwen composes accents; the others keep them apart.
+    let apart = "e\u{301}";
+    let decoded = |pre| {
+        let tokenizer = digits(pre);
+        let ids = tokenizer.encode(apart, false).unwrap();
+        tokenizer.decode(&ids, false).unwrap()
+    };
+    assert_eq!(decoded("qwen2"), "\u{e9}");
+    assert_eq!(decoded("llama-bpe"), apart);
+}
