@@ -33,17 +33,29 @@ impl Batch {
         let mut batches: Vec<Self> = Vec::new();
         let mut next = 0;
         for segment in &self.segments {
-            let until = self.predicting[next..].iter().take_while(|&&p| p < segment.end).count() + next;
-            let fits = batches.last().is_some_and(|batch| batch.tokens() + segment.len() <= tokens);
+            let until = self.predicting[next..]
+                .iter()
+                .take_while(|&&p| p < segment.end)
+                .count()
+                + next;
+            let fits = batches
+                .last()
+                .is_some_and(|batch| batch.tokens() + segment.len() <= tokens);
             if !fits {
                 batches.push(Self::default());
             }
             // There is a last batch: one was just added if there was none that fits.
-            let Some(batch) = batches.last_mut() else { continue };
+            let Some(batch) = batches.last_mut() else {
+                continue;
+            };
             let start = batch.tokens();
             batch.ids.extend_from_slice(&self.ids[segment.clone()]);
             batch.segments.push(start..start + segment.len());
-            batch.predicting.extend(self.predicting[next..until].iter().map(|p| p - segment.start + start));
+            batch.predicting.extend(
+                self.predicting[next..until]
+                    .iter()
+                    .map(|p| p - segment.start + start),
+            );
             batch.targets.extend_from_slice(&self.targets[next..until]);
             next = until;
         }
@@ -52,7 +64,10 @@ impl Batch {
 
     /// Each row's positions, counted from its own start.
     pub fn positions(&self) -> Vec<u32> {
-        self.segments.iter().flat_map(|segment| 0..segment.len() as u32).collect()
+        self.segments
+            .iter()
+            .flat_map(|segment| 0..segment.len() as u32)
+            .collect()
     }
 
     /// Number of tokens.
@@ -92,7 +107,10 @@ mod tests {
         assert_eq!(parts.len(), 2);
         assert_eq!(parts[0].segments, [0..3, 3..5]);
         assert_eq!(parts[0].targets, [2, 3]);
-        assert_eq!((parts[1].ids.as_slice(), parts[1].predicting.as_slice()), (&[6, 7, 8, 9][..], &[2][..]));
+        assert_eq!(
+            (parts[1].ids.as_slice(), parts[1].predicting.as_slice()),
+            (&[6, 7, 8, 9][..], &[2][..])
+        );
         assert_eq!(parts[1].targets, [9]);
         assert_eq!(batch.split(1).len(), 3);
         assert_eq!(batch.split(100), [batch.clone()]);

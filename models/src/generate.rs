@@ -35,13 +35,25 @@ pub struct Generator<'a> {
 
 impl<'a> Generator<'a> {
     /// Continues `prompt`, which has at least one token.
-    pub fn new(model: &'a CausalLm, lora: Option<&'a Lora>, prompt: &[u32], sampling: Sampling) -> Self {
+    pub fn new(
+        model: &'a CausalLm,
+        lora: Option<&'a Lora>,
+        prompt: &[u32],
+        sampling: Sampling,
+    ) -> Self {
         let seed = match sampling {
             Sampling::Greedy => 0,
             Sampling::Nucleus { seed, .. } => seed,
         };
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self { model, lora, cache: KvCache::default(), pending: prompt.to_vec(), sampling, random }
+        Self {
+            model,
+            lora,
+            cache: KvCache::default(),
+            pending: prompt.to_vec(),
+            sampling,
+            random,
+        }
     }
 }
 
@@ -55,7 +67,9 @@ impl Iterator for Generator<'_> {
         let logits = read_back(self.model.decode(&self.pending, &mut self.cache, self.lora));
         let token = match self.sampling {
             Sampling::Greedy => greedy(&logits),
-            Sampling::Nucleus { temperature, top_p, .. } => {
+            Sampling::Nucleus {
+                temperature, top_p, ..
+            } => {
                 let uniform = f64::from(self.random.next_u32()) / (f64::from(u32::MAX) + 1.0);
                 nucleus(&logits, temperature, top_p, uniform)
             }
@@ -81,12 +95,22 @@ fn nucleus(logits: &[f32], temperature: f32, top_p: f32, uniform: f64) -> u32 {
     let mut tokens: Vec<(u32, f64)> = logits
         .iter()
         .enumerate()
-        .map(|(token, logit)| (token as u32, ((f64::from(*logit) - largest) / temperature).exp()))
+        .map(|(token, logit)| {
+            (
+                token as u32,
+                ((f64::from(*logit) - largest) / temperature).exp(),
+            )
+        })
         .collect();
     tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let total: f64 = tokens.iter().map(|(_, p)| p).sum();
-    let mut kept = 0.0;
-    let size = tokens.iter().take_while(|(_, p)| std::mem::replace(&mut kept, kept + p) < f64::from(top_p) * total);
+    let mass = f64::from(top_p) * total;
+    let mut before = 0.0;
+    let size = tokens.iter().take_while(|(_, p)| {
+        let needed = before < mass;
+        before += p;
+        needed
+    });
     let size = size.count().max(1);
     let kept: f64 = tokens[..size].iter().map(|(_, p)| p).sum();
     let mut left = uniform * kept;

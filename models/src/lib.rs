@@ -21,8 +21,18 @@ pub mod template;
 pub mod tokenizer;
 pub mod train;
 
-pub use arch::{BasePrecision, Block, BlockCache, CausalLm, Gradients, KvCache, LoadError, StepMode};
+pub use arch::{BasePrecision, CausalLm, Gradients, KvCache, LoadError, SHAPES, StepMode, shape};
 pub use batch::Batch;
-pub use gguf::GgufError;
+pub use checkpoint::{Checkpoint, CheckpointError, hub_cache, hub_snapshot};
+pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeScaling};
+pub use gguf::{Gguf, GgufError, GgufFault, GgufWriter, MetaKind, MetaValue, TensorInfo};
+pub use gguf_lora::{GgufLoraError, write_gguf_lora};
 pub use lora::Lora;
 pub use mapped::MappedBytes;
+pub use peft::{Factor, PeftAdapter, PeftConfig, PeftError, PeftKey, PeftTensor, Projection};
+pub use quant::{
+    BlockFormat, Int8Rows, NF4_BLOCK, NF4_CODEBOOK, Nf4Matrix, QuantError, QuantMatrix, RowOrder, dequantize_row,
+    quantize_row,
+};
+pub use template::{ChatTemplate, Message, RenderOptions, Rendered, TemplateError};
+pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};

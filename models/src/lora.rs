@@ -2,16 +2,24 @@
 
 use crate::config::ModelConfig;
 use crate::ops::{Dropout, GroupGrads, GroupLora, Host, PartB, is_cpu, tensor_on};
+use crate::peft::{PeftAdapter, PeftConfig, PeftError, PeftTensor, Projection};
 use burn::tensor::{Device, Tensor};
-use fedllm_shared::{Adapter, AdapterError, Layout, LayoutError, LoraSpec, Target, Targets, TensorSpec};
+use fedllm_shared::{
+    Adapter, AdapterError, Layout, LayoutError, LoraSpec, ParseTargetsError, Target, Targets,
+    TensorSpec,
+};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Projections that read one input, in the order of their outputs.
-const GROUPS: [&[Target]; 4] =
-    [&[Target::Q, Target::K, Target::V], &[Target::O], &[Target::Gate, Target::Up], &[Target::Down]];
+const GROUPS: [&[Target]; 4] = [
+    &[Target::Q, Target::K, Target::V],
+    &[Target::O],
+    &[Target::Gate, Target::Up],
+    &[Target::Down],
+];
 
 /// Projections with a low-rank path, in every layer of a model.
 ///
@@ -28,9 +36,17 @@ pub fn layout(config: &ModelConfig, spec: &LoraSpec) -> Result<Layout, LayoutErr
             for factor in ['A', 'B'] {
                 for target in adapted(group, spec.targets) {
                     let (out, input) = shape(config, target);
-                    let (rows, cols) = if factor == 'A' { (spec.rank as usize, input) } else { (out, spec.rank as usize) };
+                    let (rows, cols) = if factor == 'A' {
+                        (spec.rank as usize, input)
+                    } else {
+                        (out, spec.rank as usize)
+                    };
                     let name = tensor_name(layer, target, factor);
-                    tensors.push(TensorSpec { name, rows: rows as u32, cols: cols as u32 });
+                    tensors.push(TensorSpec {
+                        name,
+                        rows: rows as u32,
+                        cols: cols as u32,
+                    });
                 }
             }
         }
@@ -52,7 +68,8 @@ pub fn init(layout: &Arc<Layout>, seed: u64) -> Result<Adapter, AdapterError> {
         if tensor.name.ends_with("lora_A.weight") {
             let bound = 1.0 / f64::from(tensor.cols).sqrt();
             let mut hash = blake3::Hasher::new();
-            hash.update(&seed.to_le_bytes()).update(tensor.name.as_bytes());
+            hash.update(&seed.to_le_bytes())
+                .update(tensor.name.as_bytes());
             let mut random = ChaCha8Rng::from_seed(*hash.finalize().as_bytes());
             for value in &mut values[layout.range(index)] {
                 let uniform = f64::from(random.next_u32() >> 8) / f64::from(1u32 << 24);
@@ -63,18 +80,108 @@ pub fn init(layout: &Arc<Layout>, seed: u64) -> Result<Adapter, AdapterError> {
     Adapter::new(layout.clone(), values)
 }
 
+/// The settings and values of an adapter that was read from a PEFT directory.
+///
+/// # Errors
+///
+/// [`LoraError`] names the tensor that the model lacks or shapes differently.
+pub fn from_peft(
+    config: &ModelConfig,
+    peft: &PeftAdapter,
+) -> Result<(LoraSpec, Adapter), LoraError> {
+    let names: Vec<&str> = peft
+        .config
+        .targets
+        .iter()
+        .map(|projection| projection.target())
+        .collect();
+    let spec = LoraSpec {
+        rank: peft.config.rank as u32,
+        alpha: peft.config.alpha,
+        dropout: peft.config.dropout,
+        rslora: peft.config.rslora,
+        targets: names.join(",").parse()?,
+        seed: 0,
+    };
+    let layout = Arc::new(layout(config, &spec)?);
+    let mut values = vec![0.0; layout.len()];
+    let mut seen = 0;
+    for tensor in &peft.tensors {
+        let place = layout.find(&tensor.name).filter(|&index| {
+            let expected = &layout.tensors()[index];
+            (expected.rows as usize, expected.cols as usize) == (tensor.rows, tensor.cols)
+        });
+        let Some(index) = place else {
+            let (rows, cols) = (tensor.rows, tensor.cols);
+            return Err(LoraError::OtherModel {
+                tensor: tensor.name.clone(),
+                rows,
+                cols,
+            });
+        };
+        values[layout.range(index)].copy_from_slice(&tensor.values);
+        seen += 1;
+    }
+    if seen < layout.tensors().len() {
+        return Err(LoraError::Missing {
+            got: seen,
+            expected: layout.tensors().len(),
+        });
+    }
+    Ok((spec, Adapter::new(layout, values)?))
+}
+
+/// An adapter as a PEFT directory holds it; `base` is the base model's name, for people.
+///
+/// # Errors
+///
+/// [`PeftError`] if the adapter is not one of PEFT's shape, which ours are.
+pub fn to_peft(spec: &LoraSpec, adapter: &Adapter, base: &str) -> Result<PeftAdapter, PeftError> {
+    let targets = Projection::ALL.into_iter().filter(|projection| {
+        spec.targets
+            .iter()
+            .any(|target| target.module() == projection.target())
+    });
+    let config = PeftConfig {
+        base_model: Some(base.to_owned()),
+        rank: spec.rank as usize,
+        alpha: spec.alpha,
+        dropout: spec.dropout,
+        rslora: spec.rslora,
+        targets: targets.collect(),
+    };
+    let layout = adapter.layout();
+    let tensors = layout
+        .tensors()
+        .iter()
+        .enumerate()
+        .map(|(index, tensor)| PeftTensor {
+            name: tensor.name.clone(),
+            rows: tensor.rows as usize,
+            cols: tensor.cols as usize,
+            values: adapter.values()[layout.range(index)].to_vec(),
+        });
+    PeftAdapter::new(config, tensors.collect())
+}
+
 /// The PEFT key of a factor of a layer's projection.
 pub fn tensor_name(layer: usize, target: Target, factor: char) -> String {
     let parent = match target {
         Target::Q | Target::K | Target::V | Target::O => "self_attn",
         Target::Gate | Target::Up | Target::Down => "mlp",
     };
-    format!("base_model.model.model.layers.{layer}.{parent}.{}.lora_{factor}.weight", target.module())
+    format!(
+        "base_model.model.model.layers.{layer}.{parent}.{}.lora_{factor}.weight",
+        target.module()
+    )
 }
 
 /// Output and input features of a projection.
 fn shape(config: &ModelConfig, target: Target) -> (usize, usize) {
-    let (query, key) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let (query, key) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
     match target {
         Target::Q => (query, config.hidden),
         Target::K | Target::V => (key, config.hidden),
@@ -85,7 +192,10 @@ fn shape(config: &ModelConfig, target: Target) -> (usize, usize) {
 }
 
 fn adapted(group: &'static [Target], targets: Targets) -> impl Iterator<Item = Target> {
-    group.iter().copied().filter(move |target| targets.contains(*target))
+    group
+        .iter()
+        .copied()
+        .filter(move |target| targets.contains(*target))
 }
 
 /// The adapters of one block's four groups.
@@ -155,12 +265,18 @@ impl Lora {
     /// # Errors
     ///
     /// [`LayoutError`] if the adapter's layout is not that of the model and the spec.
-    pub fn new(config: &ModelConfig, spec: &LoraSpec, adapter: &Adapter, device: &Device) -> Result<Self, LoraError> {
+    pub fn new(
+        config: &ModelConfig,
+        spec: &LoraSpec,
+        adapter: &Adapter,
+        device: &Device,
+    ) -> Result<Self, LoraError> {
         let expected = layout(config, spec)?;
         if *adapter.layout().as_ref() != expected {
             return Err(LoraError::OtherLayout);
         }
-        let places = (0..config.layers).map(|layer| GROUPS.map(|group| place(&expected, config, layer, group, spec.targets)));
+        let places = (0..config.layers)
+            .map(|layer| GROUPS.map(|group| place(&expected, config, layer, group, spec.targets)));
         Ok(Self {
             places: places.collect(),
             values: tensor_on(adapter.values().to_vec(), [adapter.values().len()], device),
@@ -202,23 +318,43 @@ impl Lora {
             place.as_ref().map(|place| {
                 // One mask for each block and group: the seed is spread by an odd factor.
                 let salt = (layer as u64 * 4 + index + 1).wrapping_mul(0xD1B5_4A32_D192_ED03);
-                let dropout = dropout.map(|drop| Dropout { seed: drop.seed ^ salt, ..drop });
+                let dropout = dropout.map(|drop| Dropout {
+                    seed: drop.seed ^ salt,
+                    ..drop
+                });
                 self.group(place, dropout)
             })
         };
-        BlockLora { qkv: group(0, qkv), out: group(1, out), gate_up: group(2, gate_up), down: group(3, down) }
+        BlockLora {
+            qkv: group(0, qkv),
+            out: group(1, out),
+            gate_up: group(2, gate_up),
+            down: group(3, down),
+        }
     }
 
     fn group(&self, place: &GroupPlace, dropout: Option<Dropout>) -> GroupLora {
         let matrix = |range: &Range<usize>, cols: usize| {
-            self.values.clone().slice([range.clone()]).reshape([range.len() / cols, cols])
+            self.values
+                .clone()
+                .slice([range.clone()])
+                .reshape([range.len() / cols, cols])
         };
-        let b = place.b.iter().enumerate().map(|(i, (part, range, _))| PartB {
-            part: *part,
-            ranks: i * self.rank..(i + 1) * self.rank,
-            b: matrix(range, self.rank),
-        });
-        GroupLora { a: matrix(&place.a, place.input), b: b.collect(), scale: self.scale, dropout }
+        let b = place
+            .b
+            .iter()
+            .enumerate()
+            .map(|(i, (part, range, _))| PartB {
+                part: *part,
+                ranks: i * self.rank..(i + 1) * self.rank,
+                b: matrix(range, self.rank),
+            });
+        GroupLora {
+            a: matrix(&place.a, place.input),
+            b: b.collect(),
+            scale: self.scale,
+            dropout,
+        }
     }
 }
 
@@ -229,14 +365,42 @@ pub enum LoraError {
     /// The model's adapter would be larger than a layout may be.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// A target of the adapter is none of the seven projections.
+    #[error(transparent)]
+    Targets(#[from] ParseTargetsError),
+    /// The adapter's values are not finite.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The model has no such tensor.
+    #[error("{tensor} [{rows}, {cols}] does not fit the model")]
+    OtherModel {
+        /// The adapter's tensor.
+        tensor: String,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+    },
+    /// Some layers of the model have no adapter.
+    #[error("the adapter has {got} tensors, the model needs {expected}")]
+    Missing {
+        /// Tensors of the adapter.
+        got: usize,
+        /// Tensors that the model needs.
+        expected: usize,
+    },
     /// The adapter has other tensors than the model and its settings call for.
     #[error("the adapter's tensors are not those of this model with this rank and these targets")]
     OtherLayout,
 }
 
-/// The values of a tensor in host memory.
-pub(crate) fn read_back<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    let tensor = if is_cpu(&tensor.device()) { tensor } else { tensor.to_device(&Device::flex()) };
+/// The values of a tensor in host memory, row-major.
+pub fn read_back<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let tensor = if is_cpu(&tensor.device()) {
+        tensor
+    } else {
+        tensor.to_device(&Device::flex())
+    };
     Host::of(tensor).into_values()
 }
 
@@ -247,7 +411,11 @@ fn place(
     group: &'static [Target],
     targets: Targets,
 ) -> Option<GroupPlace> {
-    let range = |target, factor| layout.find(&tensor_name(layer, target, factor)).map(|index| layout.range(index));
+    let range = |target, factor| {
+        layout
+            .find(&tensor_name(layer, target, factor))
+            .map(|index| layout.range(index))
+    };
     let mut ranges = adapted(group, targets).filter_map(|target| range(target, 'A'));
     let first = ranges.next()?;
     let end = ranges.last().map_or(first.end, |last| last.end);
@@ -255,5 +423,9 @@ fn place(
         let range = range(target, 'B')?;
         Some((part, range, shape(config, target).0))
     });
-    Some(GroupPlace { a: first.start..end, b: b.collect(), input: shape(config, group[0]).1 })
+    Some(GroupPlace {
+        a: first.start..end,
+        b: b.collect(),
+        input: shape(config, group[0]).1,
+    })
 }

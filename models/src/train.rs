@@ -17,7 +17,10 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { micro_batch_tokens: 2048, recompute: false }
+        Self {
+            micro_batch_tokens: 2048,
+            recompute: false,
+        }
     }
 }
 
@@ -84,12 +87,27 @@ impl<'a> Trainer<'a> {
     /// Begins with fresh optimizer state.
     pub fn new(model: &'a CausalLm, lora: Lora, memory: Memory) -> Self {
         let optimizer = AdamW::new(lora.values());
-        Self { model, lora, optimizer, memory }
+        Self {
+            model,
+            lora,
+            optimizer,
+            memory,
+        }
     }
 
     /// As [`Self::new`], going on with an optimizer's state.
-    pub fn with_optimizer(model: &'a CausalLm, lora: Lora, optimizer: AdamW, memory: Memory) -> Self {
-        Self { model, lora, optimizer, memory }
+    pub fn with_optimizer(
+        model: &'a CausalLm,
+        lora: Lora,
+        optimizer: AdamW,
+        memory: Memory,
+    ) -> Self {
+        Self {
+            model,
+            lora,
+            optimizer,
+            memory,
+        }
     }
 
     /// The adapter as it stands.
@@ -117,7 +135,11 @@ impl<'a> Trainer<'a> {
             return Err(StepError::NotFinite { loss, grad_norm });
         }
         let limit = settings.max_grad_norm;
-        let grad_scale = if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let grad_scale = if limit > 0.0 {
+            (limit / (grad_norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
         let step = AdamWStep {
             lr: settings.lr,
             beta1: settings.beta1,
@@ -127,9 +149,15 @@ impl<'a> Trainer<'a> {
             grad_scale,
         };
         let values = self.lora.take_values();
-        self.lora.set_values(self.optimizer.step(values, flat, &step));
+        self.lora
+            .set_values(self.optimizer.step(values, flat, &step));
         let (tokens, loss_tokens) = (rows.tokens() as u64, rows.loss_tokens() as u64);
-        Ok(StepStats { loss, grad_norm, tokens, loss_tokens })
+        Ok(StepStats {
+            loss,
+            grad_norm,
+            tokens,
+            loss_tokens,
+        })
     }
 
     /// Summed loss and the gradient of the mean loss over all rows.
@@ -137,19 +165,34 @@ impl<'a> Trainer<'a> {
     /// # Errors
     ///
     /// [`StepError::NoLossTokens`].
-    pub fn gradients(&self, rows: &Batch, settings: &StepSettings) -> Result<(Tensor<1>, Tensor<1>), StepError> {
+    pub fn gradients(
+        &self,
+        rows: &Batch,
+        settings: &StepSettings,
+    ) -> Result<(Tensor<1>, Tensor<1>), StepError> {
         if rows.targets.is_empty() {
             return Err(StepError::NoLossTokens);
         }
         let weight = 1.0 / rows.loss_tokens() as f32;
         let mut sum: Option<(Tensor<1>, Tensor<1>)> = None;
-        for (index, micro) in rows.split(self.memory.micro_batch_tokens).iter().enumerate() {
+        for (index, micro) in rows
+            .split(self.memory.micro_batch_tokens)
+            .iter()
+            .enumerate()
+        {
             if micro.targets.is_empty() {
                 continue;
             }
             let seed = settings.seed ^ (index as u64).wrapping_mul(0xA076_1D64_78BD_642F);
-            let dropout = (settings.dropout > 0.0).then_some(Dropout { rate: settings.dropout, seed });
-            let mode = StepMode { recompute: self.memory.recompute, weight, dropout };
+            let dropout = (settings.dropout > 0.0).then_some(Dropout {
+                rate: settings.dropout,
+                seed,
+            });
+            let mode = StepMode {
+                recompute: self.memory.recompute,
+                weight,
+                dropout,
+            };
             let part = self.model.gradients(micro, &self.lora, &mode);
             sum = Some(match sum {
                 None => (part.loss_sum, part.flat),

@@ -94,7 +94,10 @@ impl BlockCache {
             Some(old) => Tensor::cat(vec![old, new], 0),
             None => new,
         };
-        let (keys, values) = (join(self.keys.take(), keys), join(self.values.take(), values));
+        let (keys, values) = (
+            join(self.keys.take(), keys),
+            join(self.values.take(), values),
+        );
         self.keys = Some(keys.clone());
         self.values = Some(values.clone());
         (keys, values)
@@ -103,7 +106,12 @@ impl BlockCache {
 
 impl Block {
     /// `x` `[tokens, hidden]` through the block, and what the backward pass needs.
-    pub fn forward(&self, x: &Tensor<2>, rows: &Rows, lora: Option<&BlockLora>) -> (Tensor<2>, Tape) {
+    pub fn forward(
+        &self,
+        x: &Tensor<2>,
+        rows: &Rows,
+        lora: Option<&BlockLora>,
+    ) -> (Tensor<2>, Tape) {
         let normed = rms_norm(x, &self.attention_norm, self.eps);
         let qkv = self.project(&normed.y, &rows.rotations[self.rotation], lora);
         let attended = attention(&qkv.rotated, &rows.segments, &self.attention);
@@ -111,7 +119,9 @@ impl Block {
         let middle = x.clone() + branch;
 
         let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
-        let gate_up = self.gate_up.forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
+        let gate_up = self
+            .gate_up
+            .forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
         let hidden = glu(&gate_up.y, self.activation);
         let (branch, down) = self.down_branch(&hidden, lora);
         let y = middle.clone() + branch;
@@ -143,8 +153,13 @@ impl Block {
     ) -> (Option<Tensor<2>>, BlockGrads) {
         let mut grads = BlockGrads::default();
         let dbranch = branch_gradient(&dy, &tape.down, self.ffn_post_norm.as_ref());
-        let (dhidden, down) =
-            self.down.backward(&dbranch, &tape.hidden, tape.down.u.as_ref(), lora.down.as_ref(), true);
+        let (dhidden, down) = self.down.backward(
+            &dbranch,
+            &tape.hidden,
+            tape.down.u.as_ref(),
+            lora.down.as_ref(),
+            true,
+        );
         grads.down = down;
         let dhidden = wanted(dhidden);
         let dgate_up = glu_backward(&dhidden, &tape.gate_up, self.activation);
@@ -156,12 +171,22 @@ impl Block {
             true,
         );
         grads.gate_up = gate_up;
-        let dmiddle =
-            dy + rms_norm_backward(&wanted(dnormed), &tape.middle, &self.ffn_norm, &tape.ffn_normed.inv);
+        let dmiddle = dy
+            + rms_norm_backward(
+                &wanted(dnormed),
+                &tape.middle,
+                &self.ffn_norm,
+                &tape.ffn_normed.inv,
+            );
 
         let dbranch = branch_gradient(&dmiddle, &tape.out, self.attention_post_norm.as_ref());
-        let (dattended, out) =
-            self.out.backward(&dbranch, &tape.attended.out, tape.out.u.as_ref(), lora.out.as_ref(), true);
+        let (dattended, out) = self.out.backward(
+            &dbranch,
+            &tape.attended.out,
+            tape.out.u.as_ref(),
+            lora.out.as_ref(),
+            true,
+        );
         grads.out = out;
         let drotated = attention_backward(
             &wanted(dattended),
@@ -171,11 +196,17 @@ impl Block {
             &self.attention,
         );
         let dqkv = self.project_backward(drotated, &tape.qkv, &rows.rotations[self.rotation]);
-        let (dnormed, qkv) =
-            self.qkv.backward(&dqkv, &tape.normed.y, tape.qkv.u.as_ref(), lora.qkv.as_ref(), want_dx);
+        let (dnormed, qkv) = self.qkv.backward(
+            &dqkv,
+            &tape.normed.y,
+            tape.qkv.u.as_ref(),
+            lora.qkv.as_ref(),
+            want_dx,
+        );
         grads.qkv = qkv;
-        let dx = dnormed
-            .map(|dnormed| dmiddle + rms_norm_backward(&dnormed, x, &self.attention_norm, &tape.normed.inv));
+        let dx = dnormed.map(|dnormed| {
+            dmiddle + rms_norm_backward(&dnormed, x, &self.attention_norm, &tape.normed.inv)
+        });
         (dx, grads)
     }
 
@@ -190,9 +221,12 @@ impl Block {
         let spec = &self.attention;
         let new = x.dims()[0];
         let normed = rms_norm(x, &self.attention_norm, self.eps);
-        let qkv = self.project(&normed.y, &rotations[self.rotation], lora).rotated;
+        let qkv = self
+            .project(&normed.y, &rotations[self.rotation], lora)
+            .rotated;
         let columns = |from: usize, heads: usize| {
-            qkv.clone().slice([0..new, from * spec.head_dim..(from + heads) * spec.head_dim])
+            qkv.clone()
+                .slice([0..new, from * spec.head_dim..(from + heads) * spec.head_dim])
         };
         let (keys, values) = cache.extend(
             columns(spec.heads, spec.kv_heads),
@@ -201,12 +235,19 @@ impl Block {
         let attended = attention_cached(&columns(0, spec.heads), &keys, &values, spec);
         let middle = x.clone() + self.out_branch(&attended, lora).0;
         let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
-        let gate_up = self.gate_up.forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
+        let gate_up = self
+            .gate_up
+            .forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
         let hidden = glu(&gate_up.y, self.activation);
         middle + self.down_branch(&hidden, lora).0
     }
 
-    fn project(&self, normed: &Tensor<2>, rotation: &Rotation, lora: Option<&BlockLora>) -> Projected {
+    fn project(
+        &self,
+        normed: &Tensor<2>,
+        rotation: &Rotation,
+        lora: Option<&BlockLora>,
+    ) -> Projected {
         let output = self.qkv.forward(normed, lora.and_then(|l| l.qkv.as_ref()));
         let heads = self.attention.heads + self.attention.kv_heads;
         let (qkv, norm) = match &self.qk_norm {
@@ -215,14 +256,26 @@ impl Block {
                 let [query, key, value] = self.split(&output.y);
                 let (query, query_tape) = self.head_norm(query, &weights.query);
                 let (key, key_tape) = self.head_norm(key, &weights.key);
-                let tape = QkTape { query: query_tape, key: key_tape };
+                let tape = QkTape {
+                    query: query_tape,
+                    key: key_tape,
+                };
                 (Tensor::cat(vec![query, key, value], 1), Some(tape))
             }
         };
-        Projected { rotated: rotate(qkv, rotation, heads, Turn::Forward), u: output.u, norm }
+        Projected {
+            rotated: rotate(qkv, rotation, heads, Turn::Forward),
+            u: output.u,
+            norm,
+        }
     }
 
-    fn project_backward(&self, drotated: Tensor<2>, tape: &Projected, rotation: &Rotation) -> Tensor<2> {
+    fn project_backward(
+        &self,
+        drotated: Tensor<2>,
+        tape: &Projected,
+        rotation: &Rotation,
+    ) -> Tensor<2> {
         let heads = self.attention.heads + self.attention.kv_heads;
         let dqkv = rotate(drotated, rotation, heads, Turn::Backward);
         let Some((tape, weights)) = tape.norm.as_ref().zip(self.qk_norm.as_ref()) else {
@@ -258,12 +311,16 @@ impl Block {
     }
 
     fn out_branch(&self, attended: &Tensor<2>, lora: Option<&BlockLora>) -> (Tensor<2>, Branch) {
-        let output = self.out.forward(attended, lora.and_then(|l| l.out.as_ref()));
+        let output = self
+            .out
+            .forward(attended, lora.and_then(|l| l.out.as_ref()));
         self.finish_branch(output.y, output.u, self.attention_post_norm.as_ref())
     }
 
     fn down_branch(&self, hidden: &Tensor<2>, lora: Option<&BlockLora>) -> (Tensor<2>, Branch) {
-        let output = self.down.forward(hidden, lora.and_then(|l| l.down.as_ref()));
+        let output = self
+            .down
+            .forward(hidden, lora.and_then(|l| l.down.as_ref()));
         self.finish_branch(output.y, output.u, self.ffn_post_norm.as_ref())
     }
 
@@ -277,7 +334,13 @@ impl Block {
             None => (y, Branch { u, norm: None }),
             Some(weight) => {
                 let normed = rms_norm(&y, weight, self.eps);
-                (normed.y, Branch { u, norm: Some((y, normed.inv)) })
+                (
+                    normed.y,
+                    Branch {
+                        u,
+                        norm: Some((y, normed.inv)),
+                    },
+                )
             }
         }
     }

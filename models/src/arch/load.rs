@@ -5,9 +5,12 @@ use super::CausalLm;
 use super::block::{Block, QkNorm};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ModelConfig;
-use crate::ops::{AttentionSpec, FrozenMatrix, Head, HostMatrix, LinearGroup, PackedMatrix, is_cpu, tensor_on};
+use crate::ops::{
+    AttentionSpec, FrozenMatrix, Head, HostMatrix, LinearGroup, PackedMatrix, is_cpu, tensor_on,
+};
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantError, QuantMatrix, quantize_row};
 use burn::tensor::{Device, Tensor};
+use fedllm_shared::Digest;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -44,15 +47,18 @@ impl FromStr for BasePrecision {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|(_, name)| *name == text);
-        found.map(|(precision, _)| precision).ok_or_else(|| {
-            format!("expected as-stored, f32, f16, int8 or nf4, got {text:?}")
-        })
+        found
+            .map(|(precision, _)| precision)
+            .ok_or_else(|| format!("expected as-stored, f32, f16, int8 or nf4, got {text:?}"))
     }
 }
 
 impl fmt::Display for BasePrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL.iter().find(|(precision, _)| precision == self).map_or("", |(_, name)| name);
+        let name = Self::ALL
+            .iter()
+            .find(|(precision, _)| precision == self)
+            .map_or("", |(_, name)| name);
         f.write_str(name)
     }
 }
@@ -93,11 +99,32 @@ impl CausalLm {
     /// # Errors
     ///
     /// [`LoadError`] names the tensor that is missing or of another shape.
-    pub fn load(checkpoint: &Checkpoint, precision: BasePrecision, device: &Device) -> Result<Self, LoadError> {
-        let config = checkpoint.config().clone();
-        let loader = Loader { checkpoint, config: &config, precision, device };
+    pub fn load(
+        checkpoint: &Checkpoint,
+        precision: BasePrecision,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        Self::from_source(checkpoint, precision, device)
+    }
+
+    pub(super) fn from_source(
+        source: &dyn WeightSource,
+        precision: BasePrecision,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let config = source.config().clone();
+        let loader = Loader {
+            source,
+            config: &config,
+            precision,
+            device,
+        };
         let outer = loader.outer_precision();
-        let embedding = loader.held("model.embed_tokens.weight", (config.vocab, config.hidden), outer)?;
+        let embedding = loader.held(
+            "model.embed_tokens.weight",
+            (config.vocab, config.hidden),
+            outer,
+        )?;
         let head = if config.tied {
             loader.place(embedding.clone())
         } else {
@@ -107,27 +134,75 @@ impl CausalLm {
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let of_layer = config.rope_frequencies(layer);
-            let rotation = frequencies.iter().position(|known| *known == of_layer).unwrap_or(frequencies.len());
+            let rotation = frequencies
+                .iter()
+                .position(|known| *known == of_layer)
+                .unwrap_or(frequencies.len());
             if rotation == frequencies.len() {
                 frequencies.push(of_layer);
             }
             blocks.push(loader.block(layer, rotation)?);
         }
         Ok(Self {
-            fingerprint: checkpoint.fingerprint(),
+            fingerprint: source.fingerprint(),
             device: device.clone(),
             embedding,
             blocks,
             norm: loader.norm("model.norm.weight", config.hidden)?,
-            head: Head { weight: head, soft_cap: config.final_soft_cap },
+            head: Head {
+                weight: head,
+                soft_cap: config.final_soft_cap,
+            },
             frequencies,
             config,
         })
     }
 }
 
+/// Where weights come from, by their Hugging Face names.
+pub(super) trait WeightSource {
+    fn config(&self) -> &ModelConfig;
+    fn fingerprint(&self) -> Digest;
+    /// A matrix that should have this shape.
+    fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<QuantMatrix, LoadError>;
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
+    /// What a normalised input is multiplied by.
+    fn norm(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
+}
+
+impl WeightSource for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        Self::config(self)
+    }
+
+    fn fingerprint(&self) -> Digest {
+        Self::fingerprint(self)
+    }
+
+    fn matrix(&self, name: &str, expected: (usize, usize)) -> Result<QuantMatrix, LoadError> {
+        let matrix = self.tensor(name)?;
+        let got = (matrix.rows(), matrix.cols());
+        if got == expected {
+            return Ok(matrix);
+        }
+        Err(LoadError::Shape {
+            tensor: name.to_owned(),
+            expected,
+            got,
+        })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        of_length(name, Self::vector(self, name)?, len)
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        of_length(name, Self::norm(self, name)?, len)
+    }
+}
+
 struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn WeightSource,
     config: &'a ModelConfig,
     precision: BasePrecision,
     device: &'a Device,
@@ -141,7 +216,10 @@ impl Loader<'_> {
         let (query, key) = (c.query_dim(), c.kv_dim());
         let qk_norm = if c.qk_norm {
             let query = self.norm(&name("self_attn.q_norm"), c.head_dim)?;
-            Some(QkNorm { query, key: self.norm(&name("self_attn.k_norm"), c.head_dim)? })
+            Some(QkNorm {
+                query,
+                key: self.norm(&name("self_attn.k_norm"), c.head_dim)?,
+            })
         } else {
             None
         };
@@ -149,7 +227,11 @@ impl Loader<'_> {
         // `post_attention_layernorm` is one more norm.
         let (ffn_norm, attention_post_norm, ffn_post_norm) = if c.post_norms {
             let after = norm("post_attention_layernorm")?;
-            (norm("pre_feedforward_layernorm")?, Some(after), Some(norm("post_feedforward_layernorm")?))
+            (
+                norm("pre_feedforward_layernorm")?,
+                Some(after),
+                Some(norm("post_feedforward_layernorm")?),
+            )
         } else {
             (norm("post_attention_layernorm")?, None, None)
         };
@@ -168,7 +250,11 @@ impl Loader<'_> {
             attention_norm: norm("input_layernorm")?,
             qkv: self.group(
                 layer,
-                &[("self_attn.q_proj", query), ("self_attn.k_proj", key), ("self_attn.v_proj", key)],
+                &[
+                    ("self_attn.q_proj", query),
+                    ("self_attn.k_proj", key),
+                    ("self_attn.v_proj", key),
+                ],
                 c.hidden,
                 c.attention_bias,
             )?,
@@ -176,7 +262,12 @@ impl Loader<'_> {
             out: self.group(layer, &[("self_attn.o_proj", c.hidden)], query, false)?,
             attention_post_norm,
             ffn_norm,
-            gate_up: self.group(layer, &[("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn)], c.hidden, false)?,
+            gate_up: self.group(
+                layer,
+                &[("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn)],
+                c.hidden,
+                false,
+            )?,
             down: self.group(layer, &[("mlp.down_proj", c.hidden)], c.ffn, false)?,
             ffn_post_norm,
         })
@@ -196,7 +287,8 @@ impl Loader<'_> {
             let held = self.held(&format!("{name}.weight"), (*out, input), self.precision)?;
             matrices.push(self.place(held));
             if with_bias {
-                bias.extend(self.vector(&format!("{name}.bias"), *out)?);
+                let name = format!("{name}.bias");
+                bias.extend(self.source.vector(&name, *out)?);
             }
         }
         let len = bias.len();
@@ -205,42 +297,36 @@ impl Loader<'_> {
     }
 
     fn norm(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
-        let mut weight = self.vector(name, len)?;
-        if self.config.architecture.is_gemma() {
-            weight.iter_mut().for_each(|w| *w += 1.0);
-        }
-        Ok(tensor_on(weight, [len], self.device))
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let matrix = self.checkpoint.tensor(name)?;
-        let got = matrix.rows() * matrix.cols();
-        if got != len {
-            let got = (matrix.rows(), matrix.cols());
-            return Err(LoadError::Shape { tensor: name.to_owned(), expected: (1, len), got });
-        }
-        Ok(matrix.to_f32())
+        Ok(tensor_on(self.source.norm(name, len)?, [len], self.device))
     }
 
     /// A matrix in host memory, in the given precision.
-    fn held(&self, name: &str, expected: (usize, usize), precision: BasePrecision) -> Result<HostMatrix, LoadError> {
-        let stored = self.checkpoint.tensor(name)?;
-        let got = (stored.rows(), stored.cols());
-        if got != expected {
-            return Err(LoadError::Shape { tensor: name.to_owned(), expected, got });
-        }
-        let wrong = |source| LoadError::Precision { tensor: name.to_owned(), precision, source };
+    fn held(
+        &self,
+        name: &str,
+        expected: (usize, usize),
+        precision: BasePrecision,
+    ) -> Result<HostMatrix, LoadError> {
+        let stored = self.source.matrix(name, expected)?;
+        let wrong = |source| LoadError::Precision {
+            tensor: name.to_owned(),
+            precision,
+            source,
+        };
         Ok(match precision {
             BasePrecision::AsStored => HostMatrix::Stored(stored),
             BasePrecision::F32 if is_plain(&stored, BlockFormat::F32) => HostMatrix::Stored(stored),
             BasePrecision::F32 => HostMatrix::Stored(
-                QuantMatrix::from_f32(got.0, got.1, &stored.to_f32()).map_err(wrong)?,
+                QuantMatrix::from_f32(expected.0, expected.1, &stored.to_f32()).map_err(wrong)?,
             ),
             BasePrecision::F16 if is_plain(&stored, BlockFormat::F16) => HostMatrix::Stored(stored),
             BasePrecision::F16 => {
                 let mut bytes = Vec::new();
                 quantize_row(BlockFormat::F16, &stored.to_f32(), &mut bytes).map_err(wrong)?;
-                HostMatrix::Stored(QuantMatrix::new(got.0, got.1, BlockFormat::F16, bytes).map_err(wrong)?)
+                HostMatrix::Stored(
+                    QuantMatrix::new(expected.0, expected.1, BlockFormat::F16, bytes)
+                        .map_err(wrong)?,
+                )
             }
             BasePrecision::Int8 => HostMatrix::Int8(Arc::new(Int8Rows::from_matrix(&stored))),
             BasePrecision::Nf4 => HostMatrix::Nf4(Arc::new(Nf4Matrix::from_matrix(&stored))),
@@ -264,11 +350,26 @@ impl Loader<'_> {
         match &held {
             HostMatrix::Stored(matrix) if matrix.format().block_size() == 1 => {
                 let values = matrix.to_f32();
-                FrozenMatrix::Dense(tensor_on(values, [matrix.rows(), matrix.cols()], self.device))
+                FrozenMatrix::Dense(tensor_on(
+                    values,
+                    [matrix.rows(), matrix.cols()],
+                    self.device,
+                ))
             }
             quantized => FrozenMatrix::Packed(PackedMatrix::upload(quantized, self.device)),
         }
     }
+}
+
+fn of_length(name: &str, vector: Vec<f32>, len: usize) -> Result<Vec<f32>, LoadError> {
+    if vector.len() == len {
+        return Ok(vector);
+    }
+    Err(LoadError::Shape {
+        tensor: name.to_owned(),
+        expected: (1, len),
+        got: (1, vector.len()),
+    })
 }
 
 fn is_plain(matrix: &QuantMatrix, format: BlockFormat) -> bool {

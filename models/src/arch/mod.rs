@@ -2,9 +2,10 @@
 
 mod block;
 mod load;
+mod random;
 
-pub use block::{Block, BlockCache};
 pub use load::{BasePrecision, LoadError};
+pub use random::{SHAPES, shape};
 
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -13,7 +14,7 @@ use crate::ops::{
     Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm, rms_norm_backward,
     tensor_on,
 };
-use block::{Rows, Tape};
+use block::{Block, BlockCache, Rows, Tape};
 use burn::tensor::{Device, Tensor};
 use fedllm_shared::Digest;
 

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -49,7 +50,12 @@ pub fn child_entry() -> Option<ExitCode> {
     child_entry_with(&tiny_step)
 }
 
+/// Whether this process has called [`child_entry`], so that a child of it will too. A program that
+/// does not, such as a test, would run itself again and again.
+static LOOKS_FOR_TASKS: AtomicBool = AtomicBool::new(false);
+
 fn child_entry_with(step: &StepFn) -> Option<ExitCode> {
+    LOOKS_FOR_TASKS.store(true, Ordering::Relaxed);
     let task = std::env::var(CHILD_VARIABLE).ok()?;
     let answer = match task.parse() {
         Ok(index) => serde_json::to_string(&test_here(index, step)),
@@ -216,7 +222,7 @@ impl Prober {
         })
     }
 
-    /// Passes arguments to the child, for programs that need them to reach [`child_entry`].
+    /// Passes arguments to the child, for programs that reach [`child_entry`] only with them.
     pub fn with_args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args = args.into_iter().map(Into::into).collect();
         self
@@ -354,6 +360,12 @@ impl Prober {
 
     /// Runs the child and parses its answer; the verdict says why there is none.
     fn ask<T: DeserializeOwned>(&self, task: &str) -> Result<T, Verdict> {
+        if self.args.is_empty() && !LOOKS_FOR_TASKS.load(Ordering::Relaxed) {
+            return Err(Verdict::Failed {
+                reason: "this program cannot test devices, as its main does not call the probe"
+                    .into(),
+            });
+        }
         let mut child = Command::new(&self.program)
             .args(&self.args)
             .env(CHILD_VARIABLE, task)
@@ -421,7 +433,7 @@ fn crash(status: ExitStatus, errors: &str) -> Verdict {
         reason.push_str(line.trim());
     }
     if status.success() {
-        reason = "the test process gave no answer; its main does not call the probe".into();
+        reason = "the test process gave no answer".into();
         return Verdict::Failed { reason };
     }
     Verdict::Crashed { reason }
@@ -458,6 +470,7 @@ mod tests {
             Ok("abort") => std::process::abort(),
             Ok("hang") => std::thread::sleep(Duration::from_secs(60)),
             Ok("silent") => {}
+            _ if std::env::var_os(CHILD_VARIABLE).is_none() => {}
             _ => {
                 let _ = child_entry_with(&|_, _| {
                     Ok(TinyStep {
@@ -570,6 +583,18 @@ mod tests {
         assert_eq!(selection.skipped.len(), 1);
         assert!(prober.select(&DeviceChoice::Gpu).is_err());
         assert!(prober.select(&DeviceChoice::Cpu).is_ok());
+    }
+
+    #[test]
+    fn a_program_that_is_no_prober_falls_back_to_the_cpu() {
+        // Tests that play the child run in processes of their own, so nothing has set the flag.
+        if std::env::var_os(CHILD_VARIABLE).is_some() {
+            return;
+        }
+        let prober = Prober::this_program().unwrap();
+        let selection = prober.select(&DeviceChoice::Auto).unwrap();
+        assert_eq!(selection.info.backend, Backend::Cpu);
+        assert!(prober.list().is_err());
     }
 
     #[test]

@@ -9,10 +9,13 @@ use super::DeviceKind;
 /// The environment variables of cubecl still apply; the first call of a process decides.
 pub(super) fn configure(kind: DeviceKind) {
     let mut config = CubeClRuntimeConfig::default();
-    config.autotune.level = match kind {
-        DeviceKind::Software => AutotuneLevel::Minimal,
-        _ => AutotuneLevel::Balanced,
-    };
+    if kind == DeviceKind::Software {
+        // Every other level first measures the peak of the adapter, which takes a minute here, in
+        // order to stop timing early; this one only times each variant, and once is enough.
+        config.autotune.level = AutotuneLevel::Full;
+        config.autotune.bench.min_samples = 1;
+        config.autotune.bench.max_samples = 1;
+    }
     config.autotune.disable_cache = true;
     config.throughput.disable_cache = true;
     // False if something has configured it before: then that stands.

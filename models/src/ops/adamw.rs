@@ -34,7 +34,11 @@ pub struct AdamW {
 impl AdamW {
     /// Zero moments for parameters like these.
     pub fn new(params: &Tensor<1>) -> Self {
-        Self { first: params.zeros_like(), second: params.zeros_like(), steps: 0 }
+        Self {
+            first: params.zeros_like(),
+            second: params.zeros_like(),
+            steps: 0,
+        }
     }
 
     /// Moves `params` one step against `grads`.
@@ -54,15 +58,23 @@ impl AdamW {
         if !is_cpu(&params.device()) {
             let grads = grads.mul_scalar(step.grad_scale);
             self.first = first.mul_scalar(step.beta1) + grads.clone().mul_scalar(1.0 - step.beta1);
-            self.second =
-                second.mul_scalar(step.beta2) + (grads.clone() * grads).mul_scalar(1.0 - step.beta2);
-            let denominator = self.second.clone().sqrt().div_scalar(root).add_scalar(step.eps);
+            self.second = second.mul_scalar(step.beta2)
+                + (grads.clone() * grads).mul_scalar(1.0 - step.beta2);
+            let denominator = self
+                .second
+                .clone()
+                .sqrt()
+                .div_scalar(root)
+                .add_scalar(step.eps);
             return params.mul_scalar(keep) - (self.first.clone() / denominator).mul_scalar(size);
         }
         let len = params.dims()[0];
         let grads = Host::of(grads);
         let mut params = Host::of(params).into_values();
-        let (mut first, mut second) = (Host::of(first).into_values(), Host::of(second).into_values());
+        let (mut first, mut second) = (
+            Host::of(first).into_values(),
+            Host::of(second).into_values(),
+        );
         const CHUNK: usize = 1 << 14;
         params
             .par_chunks_mut(CHUNK)
@@ -70,14 +82,18 @@ impl AdamW {
             .zip(second.par_chunks_mut(CHUNK))
             .zip(grads.values().par_chunks(CHUNK))
             .for_each(|(((params, first), second), grads)| {
-                vectorized(#[inline(always)] || {
-                    for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(grads) {
-                        let g = g * step.grad_scale;
-                        *m = step.beta1 * *m + (1.0 - step.beta1) * g;
-                        *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
-                        *p = keep * *p - size * *m / (v.sqrt() / root + step.eps);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(grads)
+                        {
+                            let g = g * step.grad_scale;
+                            *m = step.beta1 * *m + (1.0 - step.beta1) * g;
+                            *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
+                            *p = keep * *p - size * *m / (v.sqrt() / root + step.eps);
+                        }
+                    },
+                );
             });
         self.first = host_tensor(first, [len]);
         self.second = host_tensor(second, [len]);

@@ -49,7 +49,8 @@ impl AttentionSpec {
 
     /// Where a query of a row sees keys of the same row.
     fn visible(&self, query: usize) -> Range<usize> {
-        self.window.map_or(0, |window| (query + 1).saturating_sub(window))..query + 1
+        self.window
+            .map_or(0, |window| (query + 1).saturating_sub(window))..query + 1
     }
 }
 
@@ -74,14 +75,35 @@ pub fn attention(qkv: &Tensor<2>, segments: &[Range<usize>], spec: &AttentionSpe
     let qkv = input.values();
     let blocks: Vec<(Vec<f32>, Vec<f32>)> = tasks(segments, spec)
         .into_par_iter()
-        .map(|(segment, kv)| forward_group(&qkv[segment.start * spec.qkv_width()..], segment.len(), kv, spec))
+        .map(|(segment, kv)| {
+            forward_group(
+                &qkv[segment.start * spec.qkv_width()..],
+                segment.len(),
+                kv,
+                spec,
+            )
+        })
         .collect();
     let (group, dim) = (spec.group(), spec.head_dim);
     let mut out = vec![0.0; tokens * spec.out_width()];
     let mut log_sum = vec![0.0; tokens * spec.heads];
     for ((segment, kv), (block_out, block_sum)) in tasks(segments, spec).into_iter().zip(blocks) {
-        copy_columns(&mut out, spec.out_width(), segment.start, kv * group * dim, &block_out, group * dim);
-        copy_columns(&mut log_sum, spec.heads, segment.start, kv * group, &block_sum, group);
+        copy_columns(
+            &mut out,
+            spec.out_width(),
+            segment.start,
+            kv * group * dim,
+            &block_out,
+            group * dim,
+        );
+        copy_columns(
+            &mut log_sum,
+            spec.heads,
+            segment.start,
+            kv * group,
+            &block_sum,
+            group,
+        );
     }
     Attended {
         out: host_tensor(out, [tokens, spec.out_width()]),
@@ -102,7 +124,10 @@ pub fn attention_backward(
     }
     let (tokens, width) = (qkv.dims()[0], spec.qkv_width());
     let (qkv, dout) = (Host::of(qkv.clone()), Host::of(dout.clone()));
-    let (out, log_sum) = (Host::of(attended.out.clone()), Host::of(attended.log_sum.clone()));
+    let (out, log_sum) = (
+        Host::of(attended.out.clone()),
+        Host::of(attended.log_sum.clone()),
+    );
     let blocks: Vec<Vec<f32>> = tasks(segments, spec)
         .into_par_iter()
         .map(|(segment, kv)| {
@@ -121,9 +146,30 @@ pub fn attention_backward(
         let len = segment.len();
         let (dq, rest) = block.split_at(len * group * dim);
         let (dk, dv) = rest.split_at(len * dim);
-        copy_columns(&mut dqkv, width, segment.start, kv * group * dim, dq, group * dim);
-        copy_columns(&mut dqkv, width, segment.start, (spec.heads + kv) * dim, dk, dim);
-        copy_columns(&mut dqkv, width, segment.start, (spec.heads + spec.kv_heads + kv) * dim, dv, dim);
+        copy_columns(
+            &mut dqkv,
+            width,
+            segment.start,
+            kv * group * dim,
+            dq,
+            group * dim,
+        );
+        copy_columns(
+            &mut dqkv,
+            width,
+            segment.start,
+            (spec.heads + kv) * dim,
+            dk,
+            dim,
+        );
+        copy_columns(
+            &mut dqkv,
+            width,
+            segment.start,
+            (spec.heads + spec.kv_heads + kv) * dim,
+            dv,
+            dim,
+        );
     }
     host_tensor(dqkv, [tokens, width])
 }
@@ -132,14 +178,27 @@ pub fn attention_backward(
 ///
 /// `q` is `[new, heads · head_dim]` at positions `past..past + new`; `keys` and `values`
 /// are `[past + new, kv_heads · head_dim]`.
-pub fn attention_cached(q: &Tensor<2>, keys: &Tensor<2>, values: &Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+pub fn attention_cached(
+    q: &Tensor<2>,
+    keys: &Tensor<2>,
+    values: &Tensor<2>,
+    spec: &AttentionSpec,
+) -> Tensor<2> {
     if !is_cpu(&q.device()) {
         return composed::attention_cached(q, keys, values, spec);
     }
     let (new, total) = (q.dims()[0], keys.dims()[0]);
     let past = total - new;
-    let (dim, kv_width, out_width) = (spec.head_dim, spec.kv_heads * spec.head_dim, spec.out_width());
-    let (q, keys, values) = (Host::of(q.clone()), Host::of(keys.clone()), Host::of(values.clone()));
+    let (dim, kv_width, out_width) = (
+        spec.head_dim,
+        spec.kv_heads * spec.head_dim,
+        spec.out_width(),
+    );
+    let (q, keys, values) = (
+        Host::of(q.clone()),
+        Host::of(keys.clone()),
+        Host::of(values.clone()),
+    );
     let mut out = vec![0.0; new * out_width];
     out.par_chunks_mut(dim).enumerate().for_each(|(i, out)| {
         let (row, head) = (i / spec.heads, i % spec.heads);
@@ -148,26 +207,42 @@ pub fn attention_cached(q: &Tensor<2>, keys: &Tensor<2>, values: &Tensor<2>, spe
         let visible = spec.visible(past + row);
         let key = |j: usize| &keys.values()[j * kv_width + kv * dim..][..dim];
         let value = |j: usize| &values.values()[j * kv_width + kv * dim..][..dim];
-        vectorized(#[inline(always)] || {
-            let mut scores: Vec<f32> = visible.clone().map(|j| cap(dot(query, key(j)) * spec.scale, spec)).collect();
-            let largest = max(&scores);
-            let sum = exp_shifted(&mut scores, largest);
-            for (score, j) in scores.iter().zip(visible) {
-                for (out, v) in out.iter_mut().zip(value(j)) {
-                    *out += score / sum * v;
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut scores: Vec<f32> = visible
+                    .clone()
+                    .map(|j| cap(dot(query, key(j)) * spec.scale, spec))
+                    .collect();
+                let largest = max(&scores);
+                let sum = exp_shifted(&mut scores, largest);
+                for (score, j) in scores.iter().zip(visible) {
+                    for (out, v) in out.iter_mut().zip(value(j)) {
+                        *out += score / sum * v;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     host_tensor(out, [new, out_width])
 }
 
 /// One task for each segment and key/value head.
 fn tasks(segments: &[Range<usize>], spec: &AttentionSpec) -> Vec<(Range<usize>, usize)> {
-    segments.iter().flat_map(|segment| (0..spec.kv_heads).map(|kv| (segment.clone(), kv))).collect()
+    segments
+        .iter()
+        .flat_map(|segment| (0..spec.kv_heads).map(|kv| (segment.clone(), kv)))
+        .collect()
 }
 
-fn copy_columns(to: &mut [f32], width: usize, row: usize, column: usize, block: &[f32], block_width: usize) {
+fn copy_columns(
+    to: &mut [f32],
+    width: usize,
+    row: usize,
+    column: usize,
+    block: &[f32],
+    block_width: usize,
+) {
     for (i, from) in block.chunks_exact(block_width).enumerate() {
         to[(row + i) * width + column..][..block_width].copy_from_slice(from);
     }
@@ -189,7 +264,12 @@ impl<'a> Heads<'a> {
     fn columns(&self, rows: Range<usize>, head: usize) -> Mat<'a> {
         let width = self.spec.qkv_width();
         let dim = self.spec.head_dim;
-        Mat::strided(&self.qkv[rows.start * width + head * dim..], rows.len(), dim, width)
+        Mat::strided(
+            &self.qkv[rows.start * width + head * dim..],
+            rows.len(),
+            dim,
+            width,
+        )
     }
 
     fn query(&self, rows: Range<usize>, in_group: usize) -> Mat<'a> {
@@ -206,7 +286,10 @@ impl<'a> Heads<'a> {
 }
 
 /// A tile of queries and the keys that any of them sees.
-fn tiles(len: usize, spec: &AttentionSpec) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+fn tiles(
+    len: usize,
+    spec: &AttentionSpec,
+) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
     (0..len).step_by(TILE).map(move |start| {
         let queries = start..(start + TILE).min(len);
         let keys = spec.visible(queries.start).start..queries.end;
@@ -226,15 +309,34 @@ fn forward_group(qkv: &[f32], len: usize, kv: usize, spec: &AttentionSpec) -> (V
             let span = keys.len();
             scores.resize(queries.len() * span, 0.0);
             let (q, k) = (heads.query(queries.clone(), g), heads.key(keys.clone()));
-            gemm(&mut scores, span, Write::Set, spec.scale, q, k.t(), Threads::One);
-            vectorized(#[inline(always)] || {
-                for (row, query) in scores.chunks_exact_mut(span).zip(queries.clone()) {
-                    log_sum[query * group + g] = softmax_visible(row, query, keys.start, spec);
-                }
-            });
+            gemm(
+                &mut scores,
+                span,
+                Write::Set,
+                spec.scale,
+                q,
+                k.t(),
+                Threads::One,
+            );
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, query) in scores.chunks_exact_mut(span).zip(queries.clone()) {
+                        log_sum[query * group + g] = softmax_visible(row, query, keys.start, spec);
+                    }
+                },
+            );
             let tile = Mat::new(&scores, queries.len(), span);
             let to = &mut out[(queries.start * group + g) * dim..];
-            gemm(to, group * dim, Write::Set, 1.0, tile, heads.value(keys), Threads::One);
+            gemm(
+                to,
+                group * dim,
+                Write::Set,
+                1.0,
+                tile,
+                heads.value(keys),
+                Threads::One,
+            );
         }
     }
     (out, log_sum)
@@ -274,7 +376,11 @@ struct Saved<'a> {
 /// `[dq | dk | dv]` of one key/value head: `[len, group · dim]`, `[len, dim]`, `[len, dim]`.
 fn backward_group(from: &Saved, len: usize, kv: usize, spec: &AttentionSpec) -> Vec<f32> {
     let (group, dim, out_width) = (spec.group(), spec.head_dim, spec.out_width());
-    let heads = Heads { qkv: from.qkv, spec, kv };
+    let heads = Heads {
+        qkv: from.qkv,
+        spec,
+        kv,
+    };
     let mut grads = vec![0.0; len * (group + 2) * dim];
     let (dq, rest) = grads.split_at_mut(len * group * dim);
     let (dk, dv) = rest.split_at_mut(len * dim);
@@ -282,30 +388,75 @@ fn backward_group(from: &Saved, len: usize, kv: usize, spec: &AttentionSpec) -> 
     for g in 0..group {
         let head = kv * group + g;
         let dout = |rows: &Range<usize>| {
-            Mat::strided(&from.dout[rows.start * out_width + head * dim..], rows.len(), dim, out_width)
+            Mat::strided(
+                &from.dout[rows.start * out_width + head * dim..],
+                rows.len(),
+                dim,
+                out_width,
+            )
         };
         for (queries, keys) in tiles(len, spec) {
             let span = keys.len();
             probabilities.resize(queries.len() * span, 0.0);
             dscores.resize(queries.len() * span, 0.0);
             let (q, k) = (heads.query(queries.clone(), g), heads.key(keys.clone()));
-            gemm(&mut probabilities, span, Write::Set, spec.scale, q, k.t(), Threads::One);
+            gemm(
+                &mut probabilities,
+                span,
+                Write::Set,
+                spec.scale,
+                q,
+                k.t(),
+                Threads::One,
+            );
             let (dout, v) = (dout(&queries), heads.value(keys.clone()));
-            gemm(&mut dscores, span, Write::Set, 1.0, dout, v.t(), Threads::One);
-            vectorized(#[inline(always)] || {
-                let rows = probabilities.chunks_exact_mut(span).zip(dscores.chunks_exact_mut(span));
-                for ((p, ds), query) in rows.zip(queries.clone()) {
-                    let at = query * out_width + head * dim;
-                    let pull = dot(&from.dout[at..at + dim], &from.out[at..at + dim]);
-                    let log_sum = from.log_sum[query * spec.heads + head];
-                    score_gradients(p, ds, log_sum, pull, query, keys.start, spec);
-                }
-            });
-            let (p, ds) = (Mat::new(&probabilities, queries.len(), span), Mat::new(&dscores, queries.len(), span));
+            gemm(
+                &mut dscores,
+                span,
+                Write::Set,
+                1.0,
+                dout,
+                v.t(),
+                Threads::One,
+            );
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = probabilities
+                        .chunks_exact_mut(span)
+                        .zip(dscores.chunks_exact_mut(span));
+                    for ((p, ds), query) in rows.zip(queries.clone()) {
+                        let at = query * out_width + head * dim;
+                        let pull = dot(&from.dout[at..at + dim], &from.out[at..at + dim]);
+                        let log_sum = from.log_sum[query * spec.heads + head];
+                        score_gradients(p, ds, log_sum, pull, query, keys.start, spec);
+                    }
+                },
+            );
+            let (p, ds) = (
+                Mat::new(&probabilities, queries.len(), span),
+                Mat::new(&dscores, queries.len(), span),
+            );
             let to = &mut dq[(queries.start * group + g) * dim..];
             gemm(to, group * dim, Write::Set, 1.0, ds, k, Threads::One);
-            gemm(&mut dk[keys.start * dim..], dim, Write::Add, 1.0, ds.t(), q, Threads::One);
-            gemm(&mut dv[keys.start * dim..], dim, Write::Add, 1.0, p.t(), dout, Threads::One);
+            gemm(
+                &mut dk[keys.start * dim..],
+                dim,
+                Write::Add,
+                1.0,
+                ds.t(),
+                q,
+                Threads::One,
+            );
+            gemm(
+                &mut dv[keys.start * dim..],
+                dim,
+                Write::Add,
+                1.0,
+                p.t(),
+                dout,
+                Threads::One,
+            );
         }
     }
     grads
@@ -357,7 +508,11 @@ pub(super) mod composed {
     /// Added to the scores of keys that a query must not see.
     const HIDDEN: f32 = -1e9;
 
-    pub(in crate::ops) fn attention(qkv: &Tensor<2>, segments: &[Range<usize>], spec: &AttentionSpec) -> Attended {
+    pub(in crate::ops) fn attention(
+        qkv: &Tensor<2>,
+        segments: &[Range<usize>],
+        spec: &AttentionSpec,
+    ) -> Attended {
         let tokens = qkv.dims()[0];
         let padded = Padded::new(segments, &qkv.device());
         let (q, k, v) = padded.split(qkv, spec);
@@ -387,7 +542,14 @@ pub(super) mod composed {
         let ds = ds.mul_scalar(spec.scale);
         let dq = ds.clone().matmul(spread(k, spec));
         let dk = ds.swap_dims(1, 2).matmul(q);
-        Tensor::cat(vec![padded.pack(dq, spec), padded.pack_kv(dk, spec), padded.pack_kv(dv, spec)], 1)
+        Tensor::cat(
+            vec![
+                padded.pack(dq, spec),
+                padded.pack_kv(dk, spec),
+                padded.pack_kv(dv, spec),
+            ],
+            1,
+        )
     }
 
     pub(in crate::ops) fn attention_cached(
@@ -398,10 +560,17 @@ pub(super) mod composed {
     ) -> Tensor<2> {
         let (new, total) = (q.dims()[0], keys.dims()[0]);
         let heads = |t: &Tensor<2>, rows: usize, heads: usize| {
-            t.clone().reshape([rows, heads, spec.head_dim]).swap_dims(0, 1)
+            t.clone()
+                .reshape([rows, heads, spec.head_dim])
+                .swap_dims(0, 1)
         };
-        let (k, v) = (heads(keys, total, spec.kv_heads), heads(values, total, spec.kv_heads));
-        let scores = heads(q, new, spec.heads).matmul(spread(k, spec).swap_dims(1, 2)).mul_scalar(spec.scale);
+        let (k, v) = (
+            heads(keys, total, spec.kv_heads),
+            heads(values, total, spec.kv_heads),
+        );
+        let scores = heads(q, new, spec.heads)
+            .matmul(spread(k, spec).swap_dims(1, 2))
+            .mul_scalar(spec.scale);
         let (scores, _) = capped(scores, spec);
         let bias = bias(total - new, new, total, spec, &q.device());
         let out = softmax(scores + bias, 2).matmul(spread(v, spec));
@@ -413,7 +582,9 @@ pub(super) mod composed {
     fn spread(x: Tensor<3>, spec: &AttentionSpec) -> Tensor<3> {
         let group = spec.group();
         let [outer, len, dim] = x.dims();
-        x.reshape([outer, 1, len, dim]).repeat_dim(1, group).reshape([outer * group, len, dim])
+        x.reshape([outer, 1, len, dim])
+            .repeat_dim(1, group)
+            .reshape([outer * group, len, dim])
     }
 
     /// Capped scores, and the cap's derivative.
@@ -429,7 +600,13 @@ pub(super) mod composed {
     }
 
     /// 0 where query `past + i` sees key `j`, [`HIDDEN`] elsewhere: `[1, queries, keys]`.
-    fn bias(past: usize, queries: usize, keys: usize, spec: &AttentionSpec, device: &Device) -> Tensor<3> {
+    fn bias(
+        past: usize,
+        queries: usize,
+        keys: usize,
+        spec: &AttentionSpec,
+        device: &Device,
+    ) -> Tensor<3> {
         let values = (0..queries)
             .flat_map(|i| {
                 let visible = spec.visible(past + i);
@@ -484,19 +661,41 @@ pub(super) mod composed {
                 .reshape([self.rows * heads, self.longest, dim])
         }
 
-        fn split(&self, qkv: &Tensor<2>, spec: &AttentionSpec) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+        fn split(
+            &self,
+            qkv: &Tensor<2>,
+            spec: &AttentionSpec,
+        ) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
             let (tokens, dim) = (qkv.dims()[0], spec.head_dim);
             let columns = |from: usize, heads: usize| {
-                self.unpack(qkv.clone().slice([0..tokens, from * dim..(from + heads) * dim]), heads, dim)
+                self.unpack(
+                    qkv.clone()
+                        .slice([0..tokens, from * dim..(from + heads) * dim]),
+                    heads,
+                    dim,
+                )
             };
             let (h, kv) = (spec.heads, spec.kv_heads);
             (columns(0, h), columns(h, kv), columns(h + kv, kv))
         }
 
-        fn probabilities(&self, q: Tensor<3>, k: Tensor<3>, spec: &AttentionSpec) -> (Tensor<3>, Option<Tensor<3>>) {
-            let scores = q.matmul(spread(k, spec).swap_dims(1, 2)).mul_scalar(spec.scale);
+        fn probabilities(
+            &self,
+            q: Tensor<3>,
+            k: Tensor<3>,
+            spec: &AttentionSpec,
+        ) -> (Tensor<3>, Option<Tensor<3>>) {
+            let scores = q
+                .matmul(spread(k, spec).swap_dims(1, 2))
+                .mul_scalar(spec.scale);
             let (scores, slope) = capped(scores, spec);
-            (softmax(scores + bias(0, self.longest, self.longest, spec, &self.device), 2), slope)
+            (
+                softmax(
+                    scores + bias(0, self.longest, self.longest, spec, &self.device),
+                    2,
+                ),
+                slope,
+            )
         }
 
         /// `[rows · heads, longest, dim]` back to `[tokens, heads·dim]`.
@@ -506,14 +705,20 @@ pub(super) mod composed {
 
         /// As [`Self::pack`] for gradients of keys or values: sums each group's heads.
         fn pack_kv(&self, x: Tensor<3>, spec: &AttentionSpec) -> Tensor<2> {
-            let grouped = x.reshape([self.rows * spec.kv_heads, spec.group(), self.longest * spec.head_dim]);
+            let grouped = x.reshape([
+                self.rows * spec.kv_heads,
+                spec.group(),
+                self.longest * spec.head_dim,
+            ]);
             let summed = grouped.sum_dim(1);
             self.pack_heads(summed.reshape([self.rows, spec.kv_heads, self.longest, spec.head_dim]))
         }
 
         fn pack_heads(&self, x: Tensor<4>) -> Tensor<2> {
             let [rows, heads, longest, dim] = x.dims();
-            x.swap_dims(1, 2).reshape([rows * longest, heads * dim]).select(0, self.to_packed.clone())
+            x.swap_dims(1, 2)
+                .reshape([rows * longest, heads * dim])
+                .select(0, self.to_packed.clone())
         }
     }
 }

@@ -17,12 +17,18 @@ pub struct Dropout {
 impl Dropout {
     /// The mask's factor at a row-major position: 0 or `1 / (1 - rate)`.
     fn factor(&self, position: usize) -> f32 {
-        let mut z = self.seed.wrapping_add((position as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut z = self
+            .seed
+            .wrapping_add((position as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
         let uniform = (z >> 40) as f32 / (1u64 << 24) as f32;
-        if uniform < self.rate { 0.0 } else { 1.0 / (1.0 - self.rate) }
+        if uniform < self.rate {
+            0.0
+        } else {
+            1.0 / (1.0 - self.rate)
+        }
     }
 }
 
@@ -34,7 +40,13 @@ pub fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
         return x.clone() * tensor_on(factors, shape, &x.device());
     }
     let input = Host::of(x.clone());
-    let dropped = input.values().par_iter().enumerate().with_min_len(4096).map(|(i, x)| x * mask.factor(i)).collect();
+    let dropped = input
+        .values()
+        .par_iter()
+        .enumerate()
+        .with_min_len(4096)
+        .map(|(i, x)| x * mask.factor(i))
+        .collect();
     host_tensor(dropped, shape)
 }
 
@@ -44,12 +56,19 @@ mod tests {
 
     #[test]
     fn keeps_the_mean_and_repeats_itself() {
-        let mask = Dropout { rate: 0.25, seed: 7 };
+        let mask = Dropout {
+            rate: 0.25,
+            seed: 7,
+        };
         let x = host_tensor(vec![1.0; 40_000], [200, 200]);
         let (once, again) = (Host::of(dropout(&x, &mask)), Host::of(dropout(&x, &mask)));
         assert_eq!(once.values(), again.values());
         let mean = once.values().iter().sum::<f32>() / 40_000.0;
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
-        assert!(once.values().iter().all(|v| *v == 0.0 || (*v - 4.0 / 3.0).abs() < 1e-6));
+        assert!(
+            once.values()
+                .iter()
+                .all(|v| *v == 0.0 || (*v - 4.0 / 3.0).abs() < 1e-6)
+        );
     }
 }

@@ -73,7 +73,12 @@ impl FrozenMatrix {
                 let [rows, _] = g.dims();
                 let grad = Host::of(g.clone());
                 let mut out = vec![0.0; rows * matrix.cols()];
-                backward_into(matrix, Mat::new(grad.values(), rows, matrix.rows()), &mut out, Write::Set);
+                backward_into(
+                    matrix,
+                    Mat::new(grad.values(), rows, matrix.rows()),
+                    &mut out,
+                    Write::Set,
+                );
                 host_tensor(out, [rows, matrix.cols()])
             }
             Self::Dense(weight) => g.clone().matmul(weight.clone()),
@@ -132,7 +137,9 @@ impl HostMatrix {
     /// The values themselves where they are stored as `f32` in the model's order.
     fn as_f32(&self) -> Option<&[f32]> {
         match self {
-            Self::Stored(matrix) if matrix.format() == BlockFormat::F32 && matrix.order().is_none() => {
+            Self::Stored(matrix)
+                if matrix.format() == BlockFormat::F32 && matrix.order().is_none() =>
+            {
                 bytemuck::try_cast_slice(matrix.bytes()).ok()
             }
             _ => None,
@@ -144,16 +151,29 @@ impl HostMatrix {
 pub fn embed(table: &HostMatrix, ids: &[u32], device: &Device) -> Tensor<2> {
     let features = table.cols();
     let mut out = vec![0.0; ids.len() * features];
-    out.par_chunks_mut(features).zip(ids).with_min_len(8).for_each(|(row, &id)| {
-        let id = id as usize;
-        table.dequantize_rows(id..id + 1, row);
-    });
+    out.par_chunks_mut(features)
+        .zip(ids)
+        .with_min_len(8)
+        .for_each(|(row, &id)| {
+            let id = id as usize;
+            table.dequantize_rows(id..id + 1, row);
+        });
     let shape = [ids.len(), features];
-    if is_cpu(device) { host_tensor(out, shape) } else { tensor_on(out, shape, device) }
+    if is_cpu(device) {
+        host_tensor(out, shape)
+    } else {
+        tensor_on(out, shape, device)
+    }
 }
 
 /// Writes `x · Wᵀ` into the first `W.rows` columns of `out`, whose rows are `stride` long.
-pub(super) fn forward_into(matrix: &HostMatrix, x: &[f32], rows: usize, out: &mut [f32], stride: usize) {
+pub(super) fn forward_into(
+    matrix: &HostMatrix,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     let (out_features, features) = (matrix.rows(), matrix.cols());
     if rows <= FEW_ROWS {
         return forward_few(matrix, x, rows, out, stride);
@@ -161,7 +181,15 @@ pub(super) fn forward_into(matrix: &HostMatrix, x: &[f32], rows: usize, out: &mu
     let x = Mat::new(x, rows, features);
     for_tiles(matrix, |tile, weights| {
         let weights = Mat::new(weights, tile.len(), features);
-        gemm(&mut out[tile.start..], stride, Write::Set, 1.0, x, weights.t(), Threads::All);
+        gemm(
+            &mut out[tile.start..],
+            stride,
+            Write::Set,
+            1.0,
+            x,
+            weights.t(),
+            Threads::All,
+        );
     });
     debug_assert!(stride >= out_features);
 }
@@ -172,7 +200,15 @@ pub(super) fn backward_into(matrix: &HostMatrix, g: Mat, out: &mut [f32], write:
     for_tiles(matrix, |tile, weights| {
         let write = if tile.start == 0 { write } else { Write::Add };
         let weights = Mat::new(weights, tile.len(), features);
-        gemm(out, features, write, 1.0, g.columns(tile), weights, Threads::All);
+        gemm(
+            out,
+            features,
+            write,
+            1.0,
+            g.columns(tile),
+            weights,
+            Threads::All,
+        );
     });
 }
 
@@ -202,11 +238,14 @@ fn for_tiles(matrix: &HostMatrix, mut product: impl FnMut(Range<usize>, &[f32]))
 fn unpack(matrix: &HostMatrix, first: usize, values: &mut [f32]) {
     const ROWS: usize = 32;
     let features = matrix.cols();
-    values.par_chunks_mut(ROWS * features).enumerate().for_each(|(i, chunk)| {
-        let start = first + i * ROWS;
-        let rows = chunk.len() / features;
-        matrix.dequantize_rows(start..start + rows, chunk);
-    });
+    values
+        .par_chunks_mut(ROWS * features)
+        .enumerate()
+        .for_each(|(i, chunk)| {
+            let start = first + i * ROWS;
+            let rows = chunk.len() / features;
+            matrix.dequantize_rows(start..start + rows, chunk);
+        });
 }
 
 fn forward_few(matrix: &HostMatrix, x: &[f32], rows: usize, out: &mut [f32], stride: usize) {

@@ -23,7 +23,13 @@ impl<'a> Mat<'a> {
 
     /// `rows` rows of `cols` values that start `stride` values apart.
     pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        Self { data, rows, cols, row_stride: stride, col_stride: 1 }
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride: stride,
+            col_stride: 1,
+        }
     }
 
     /// The transpose, without moving anything.
@@ -39,16 +45,34 @@ impl<'a> Mat<'a> {
 
     /// Some of the columns.
     pub(crate) fn columns(self, columns: std::ops::Range<usize>) -> Self {
-        assert!(columns.end <= self.cols, "columns {columns:?} of a matrix with {}", self.cols);
+        assert!(
+            columns.end <= self.cols,
+            "columns {columns:?} of a matrix with {}",
+            self.cols
+        );
         let start = (columns.start * self.col_stride).min(self.data.len());
-        Self { data: &self.data[start..], cols: columns.len(), ..self }
+        Self {
+            data: &self.data[start..],
+            cols: columns.len(),
+            ..self
+        }
     }
 
     fn assert_inside(&self) {
         assert!(
-            fits(self.data.len(), self.rows, self.cols, self.row_stride, self.col_stride),
+            fits(
+                self.data.len(),
+                self.rows,
+                self.cols,
+                self.row_stride,
+                self.col_stride
+            ),
             "matrix [{}, {}] with strides ({}, {}) exceeds its slice of {}",
-            self.rows, self.cols, self.row_stride, self.col_stride, self.data.len()
+            self.rows,
+            self.cols,
+            self.row_stride,
+            self.col_stride,
+            self.data.len()
         );
     }
 }
@@ -72,12 +96,23 @@ pub(crate) enum Threads {
 }
 
 /// `dst (+)= alpha · lhs · rhs`, where `dst` has `stride` values a row.
-pub(crate) fn gemm(dst: &mut [f32], stride: usize, write: Write, alpha: f32, lhs: Mat, rhs: Mat, threads: Threads) {
+pub(crate) fn gemm(
+    dst: &mut [f32],
+    stride: usize,
+    write: Write,
+    alpha: f32,
+    lhs: Mat,
+    rhs: Mat,
+    threads: Threads,
+) {
     let (m, n, k) = (lhs.rows, rhs.cols, lhs.cols);
     assert_eq!(k, rhs.rows, "inner dimensions differ");
     lhs.assert_inside();
     rhs.assert_inside();
-    assert!(stride >= n && fits(dst.len(), m, n, stride, 1), "destination [{m}, {n}] exceeds its slice");
+    assert!(
+        stride >= n && fits(dst.len(), m, n, stride, 1),
+        "destination [{m}, {n}] exceeds its slice"
+    );
     if m == 0 || n == 0 {
         return;
     }
@@ -88,7 +123,18 @@ pub(crate) fn gemm(dst: &mut [f32], stride: usize, write: Write, alpha: f32, lhs
     // SAFETY: the three assertions above hold every address that `gemm` computes from
     // these sizes and strides inside its slice; `dst` is exclusively borrowed, so it
     // overlaps neither operand. With `read_dst == false` the destination is not read.
-    unsafe { raw(dst.as_mut_ptr(), stride, write == Write::Add, alpha, lhs, rhs, (m, n, k), parallelism) }
+    unsafe {
+        raw(
+            dst.as_mut_ptr(),
+            stride,
+            write == Write::Add,
+            alpha,
+            lhs,
+            rhs,
+            (m, n, k),
+            parallelism,
+        )
+    }
 }
 
 /// `alpha · lhs · rhs` in a new dense row-major vector.
@@ -125,12 +171,24 @@ unsafe fn raw(
     // SAFETY: passed on from the caller.
     unsafe {
         gemm::gemm(
-            m, n, k,
-            dst, 1, stride as isize, add,
-            lhs.data.as_ptr(), lhs.col_stride as isize, lhs.row_stride as isize,
-            rhs.data.as_ptr(), rhs.col_stride as isize, rhs.row_stride as isize,
-            1.0, alpha,
-            false, false, false,
+            m,
+            n,
+            k,
+            dst,
+            1,
+            stride as isize,
+            add,
+            lhs.data.as_ptr(),
+            lhs.col_stride as isize,
+            lhs.row_stride as isize,
+            rhs.data.as_ptr(),
+            rhs.col_stride as isize,
+            rhs.row_stride as isize,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
             parallelism,
         );
     }
@@ -149,7 +207,15 @@ mod tests {
         let product = matmul(2.0, lhs, Mat::new(&b, 2, 3).t(), Threads::One);
         assert_eq!(product, [-4.0, 8.0, -4.0, 26.0]);
         let mut sum = vec![1.0; 6];
-        gemm(&mut sum, 3, Write::Add, 1.0, lhs, Mat::new(&b, 2, 3).t(), Threads::One);
+        gemm(
+            &mut sum,
+            3,
+            Write::Add,
+            1.0,
+            lhs,
+            Mat::new(&b, 2, 3).t(),
+            Threads::One,
+        );
         assert_eq!(sum, [-1.0, 5.0, 1.0, -1.0, 14.0, 1.0]);
     }
 

@@ -21,7 +21,10 @@ impl Activation {
             Self::GeluTanh => {
                 let t = tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
                 let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x);
-                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
+                (
+                    0.5 * x * (1.0 + t),
+                    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope,
+                )
             }
         }
     }
@@ -37,14 +40,19 @@ pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     let ffn = width / 2;
     let input = Host::of(gate_up.clone());
     let mut out = vec![0.0; rows * ffn];
-    out.par_chunks_mut(ffn).zip(input.values().par_chunks(width)).for_each(|(out, row)| {
-        vectorized(#[inline(always)] || {
-            let (gate, up) = row.split_at(ffn);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = activation.at(*gate).0 * up;
-            }
+    out.par_chunks_mut(ffn)
+        .zip(input.values().par_chunks(width))
+        .for_each(|(out, row)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let (gate, up) = row.split_at(ffn);
+                    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                        *out = activation.at(*gate).0 * up;
+                    }
+                },
+            );
         });
-    });
     host_tensor(out, [rows, ffn])
 }
 
@@ -57,19 +65,23 @@ pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation)
     let ffn = width / 2;
     let (input, dy) = (Host::of(gate_up.clone()), Host::of(dy.clone()));
     let mut out = vec![0.0; rows * width];
-    out.par_chunks_mut(width).zip(input.values().par_chunks(width)).zip(dy.values().par_chunks(ffn)).for_each(
-        |((out, row), dy)| {
-            vectorized(#[inline(always)] || {
-                let (gate, up) = row.split_at(ffn);
-                let (dgate, dup) = out.split_at_mut(ffn);
-                for i in 0..ffn {
-                    let (value, slope) = activation.at(gate[i]);
-                    dgate[i] = dy[i] * up[i] * slope;
-                    dup[i] = dy[i] * value;
-                }
-            });
-        },
-    );
+    out.par_chunks_mut(width)
+        .zip(input.values().par_chunks(width))
+        .zip(dy.values().par_chunks(ffn))
+        .for_each(|((out, row), dy)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let (gate, up) = row.split_at(ffn);
+                    let (dgate, dup) = out.split_at_mut(ffn);
+                    for i in 0..ffn {
+                        let (value, slope) = activation.at(gate[i]);
+                        dgate[i] = dy[i] * up[i] * slope;
+                        dup[i] = dy[i] * value;
+                    }
+                },
+            );
+        });
     host_tensor(out, [rows, width])
 }
 
@@ -83,7 +95,11 @@ pub(super) mod composed {
         at(gate, activation).0 * up
     }
 
-    pub(in crate::ops) fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
+    pub(in crate::ops) fn glu_backward(
+        dy: &Tensor<2>,
+        gate_up: &Tensor<2>,
+        activation: Activation,
+    ) -> Tensor<2> {
         let (gate, up) = halves(gate_up);
         let (value, slope) = at(gate, activation);
         Tensor::cat(vec![dy.clone() * up * slope, dy.clone() * value], 1)
@@ -92,21 +108,28 @@ pub(super) mod composed {
     fn halves(gate_up: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let [rows, width] = gate_up.dims();
         let ffn = width / 2;
-        (gate_up.clone().slice([0..rows, 0..ffn]), gate_up.clone().slice([0..rows, ffn..width]))
+        (
+            gate_up.clone().slice([0..rows, 0..ffn]),
+            gate_up.clone().slice([0..rows, ffn..width]),
+        )
     }
 
     fn at(x: Tensor<2>, activation: Activation) -> (Tensor<2>, Tensor<2>) {
         match activation {
             Activation::Silu => {
                 let s = sigmoid(x.clone());
-                let slope = s.clone() * (x.clone() * (s.clone().neg().add_scalar(1.0))).add_scalar(1.0);
+                let slope =
+                    s.clone() * (x.clone() * (s.clone().neg().add_scalar(1.0))).add_scalar(1.0);
                 (x * s, slope)
             }
             Activation::GeluTanh => {
                 let square = x.clone() * x.clone();
                 let inner = (x.clone() * square.clone()).mul_scalar(GELU_CUBIC) + x.clone();
                 let t = inner.mul_scalar(SQRT_2_OVER_PI).tanh();
-                let inner_slope = square.mul_scalar(3.0 * GELU_CUBIC).add_scalar(1.0).mul_scalar(SQRT_2_OVER_PI);
+                let inner_slope = square
+                    .mul_scalar(3.0 * GELU_CUBIC)
+                    .add_scalar(1.0)
+                    .mul_scalar(SQRT_2_OVER_PI);
                 let half = t.clone().add_scalar(1.0).mul_scalar(0.5);
                 let tail = x.clone() * ((t.clone() * t).neg().add_scalar(1.0)) * inner_slope;
                 (x * half.clone(), half + tail.mul_scalar(0.5))

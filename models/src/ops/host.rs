@@ -48,7 +48,11 @@ pub(crate) fn host_tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -
 }
 
 /// A tensor of the given shape on any device.
-pub(crate) fn tensor_on<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+pub(crate) fn tensor_on<const D: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 

@@ -60,7 +60,11 @@ pub struct GroupOutput {
 impl LinearGroup {
     /// Groups matrices with equal input width; `bias`, if any, covers all outputs.
     pub fn new(parts: Vec<FrozenMatrix>, bias: Option<Tensor<1>>) -> Self {
-        debug_assert!(parts.windows(2).all(|pair| pair[0].cols() == pair[1].cols()));
+        debug_assert!(
+            parts
+                .windows(2)
+                .all(|pair| pair[0].cols() == pair[1].cols())
+        );
         Self { parts, bias }
     }
 
@@ -84,7 +88,13 @@ impl LinearGroup {
         let input = Host::of(x.clone());
         let mut y = vec![0.0; tokens * width];
         for (part, columns) in self.parts.iter().zip(self.columns()) {
-            forward_into(host(part), input.values(), tokens, &mut y[columns.start..], width);
+            forward_into(
+                host(part),
+                input.values(),
+                tokens,
+                &mut y[columns.start..],
+                width,
+            );
         }
         if let Some(bias) = &self.bias {
             let bias = Host::of(bias.clone());
@@ -96,17 +106,37 @@ impl LinearGroup {
             let dropped = lora.dropout.as_ref().map(|d| Host::of(dropout(x, d)));
             let a = Host::of(lora.a.clone());
             let ranks = lora.a.dims()[0];
-            let input = Mat::new(dropped.as_ref().unwrap_or(&input).values(), tokens, self.input());
-            let u = matmul(1.0, input, Mat::new(a.values(), ranks, self.input()).t(), Threads::All);
+            let input = Mat::new(
+                dropped.as_ref().unwrap_or(&input).values(),
+                tokens,
+                self.input(),
+            );
+            let u = matmul(
+                1.0,
+                input,
+                Mat::new(a.values(), ranks, self.input()).t(),
+                Threads::All,
+            );
             for (piece, columns) in self.pieces(lora) {
                 let b = Host::of(piece.b.clone());
                 let b = Mat::new(b.values(), columns.len(), piece.ranks.len());
                 let u = Mat::new(&u, tokens, ranks).columns(piece.ranks.clone());
-                gemm(&mut y[columns.start..], width, Write::Add, lora.scale, u, b.t(), Threads::All);
+                gemm(
+                    &mut y[columns.start..],
+                    width,
+                    Write::Add,
+                    lora.scale,
+                    u,
+                    b.t(),
+                    Threads::All,
+                );
             }
             host_tensor(u, [tokens, ranks])
         });
-        GroupOutput { y: host_tensor(y, [tokens, width]), u }
+        GroupOutput {
+            y: host_tensor(y, [tokens, width]),
+            u,
+        }
     }
 
     /// Gradients given that of the output; `dx` only if asked for.
@@ -136,7 +166,10 @@ impl LinearGroup {
             dx
         });
         let grads = lora.zip(u).map(|(lora, u)| {
-            let dropped = lora.dropout.as_ref().map_or_else(|| x.clone(), |d| dropout(x, d));
+            let dropped = lora
+                .dropout
+                .as_ref()
+                .map_or_else(|| x.clone(), |d| dropout(x, d));
             let (input, u) = (Host::of(dropped), Host::of(u.clone()));
             let ranks = lora.a.dims()[0];
             let u = Mat::new(u.values(), tokens, ranks);
@@ -155,24 +188,40 @@ impl LinearGroup {
                     Mat::new(b.values(), out, rank),
                     Threads::All,
                 );
-                let values = matmul(lora.scale, g.t(), u.columns(piece.ranks.clone()), Threads::All);
+                let values = matmul(
+                    lora.scale,
+                    g.t(),
+                    u.columns(piece.ranks.clone()),
+                    Threads::All,
+                );
                 db.push(host_tensor(values, [out, rank]));
             }
             let du = Mat::new(&du, tokens, ranks);
-            let da = matmul(1.0, du.t(), Mat::new(input.values(), tokens, self.input()), Threads::All);
+            let da = matmul(
+                1.0,
+                du.t(),
+                Mat::new(input.values(), tokens, self.input()),
+                Threads::All,
+            );
             if let Some(dx) = &mut dx {
                 let a = Host::of(lora.a.clone());
                 let a = Mat::new(a.values(), ranks, self.input());
                 match &lora.dropout {
                     None => gemm(dx, self.input(), Write::Add, 1.0, du, a, Threads::All),
                     Some(drop) => {
-                        let through = host_tensor(matmul(1.0, du, a, Threads::All), [tokens, self.input()]);
+                        let through =
+                            host_tensor(matmul(1.0, du, a, Threads::All), [tokens, self.input()]);
                         let through = Host::of(dropout(&through, drop));
-                        dx.iter_mut().zip(through.values()).for_each(|(dx, t)| *dx += t);
+                        dx.iter_mut()
+                            .zip(through.values())
+                            .for_each(|(dx, t)| *dx += t);
                     }
                 }
             }
-            GroupGrads { a: host_tensor(da, [ranks, self.input()]), b: db }
+            GroupGrads {
+                a: host_tensor(da, [ranks, self.input()]),
+                b: db,
+            }
         });
         (dx.map(|dx| host_tensor(dx, [tokens, self.input()])), grads)
     }
@@ -187,18 +236,27 @@ impl LinearGroup {
     }
 
     /// Each adapted part with its output columns.
-    fn pieces<'a>(&'a self, lora: &'a GroupLora) -> impl Iterator<Item = (&'a PartB, Range<usize>)> + 'a {
+    fn pieces<'a>(
+        &'a self,
+        lora: &'a GroupLora,
+    ) -> impl Iterator<Item = (&'a PartB, Range<usize>)> + 'a {
         let columns: Vec<_> = self.columns().collect();
-        lora.b.iter().map(move |piece| (piece, columns[piece.part].clone()))
+        lora.b
+            .iter()
+            .map(move |piece| (piece, columns[piece.part].clone()))
     }
 
     fn forward_composed(&self, x: &Tensor<2>, lora: Option<&GroupLora>) -> GroupOutput {
         let mut outputs: Vec<_> = self.parts.iter().map(|part| part.forward(x)).collect();
         let u = lora.map(|lora| {
-            let input = lora.dropout.as_ref().map_or_else(|| x.clone(), |d| dropout(x, d));
+            let input = lora
+                .dropout
+                .as_ref()
+                .map_or_else(|| x.clone(), |d| dropout(x, d));
             let u = input.matmul(lora.a.clone().transpose());
             for piece in &lora.b {
-                let low_rank = columns_of(&u, piece.ranks.clone()).matmul(piece.b.clone().transpose());
+                let low_rank =
+                    columns_of(&u, piece.ranks.clone()).matmul(piece.b.clone().transpose());
                 let output = &mut outputs[piece.part];
                 *output = output.clone() + low_rank.mul_scalar(lora.scale);
             }
@@ -222,7 +280,9 @@ impl LinearGroup {
     ) -> (Option<Tensor<2>>, Option<GroupGrads>) {
         let mut dx = want_dx.then(|| {
             let parts = self.parts.iter().zip(self.columns());
-            let sum = parts.map(|(part, columns)| part.backward(&columns_of(g, columns))).reduce(|a, b| a + b);
+            let sum = parts
+                .map(|(part, columns)| part.backward(&columns_of(g, columns)))
+                .reduce(|a, b| a + b);
             sum.unwrap_or_else(|| x.zeros_like())
         });
         let grads = lora.zip(u).map(|(lora, u)| {
@@ -230,16 +290,29 @@ impl LinearGroup {
             for (piece, columns) in self.pieces(lora) {
                 let g = columns_of(g, columns);
                 du.push(g.clone().matmul(piece.b.clone()).mul_scalar(lora.scale));
-                db.push(g.transpose().matmul(columns_of(u, piece.ranks.clone())).mul_scalar(lora.scale));
+                db.push(
+                    g.transpose()
+                        .matmul(columns_of(u, piece.ranks.clone()))
+                        .mul_scalar(lora.scale),
+                );
             }
             let du = concatenated(du);
-            let input = lora.dropout.as_ref().map_or_else(|| x.clone(), |d| dropout(x, d));
+            let input = lora
+                .dropout
+                .as_ref()
+                .map_or_else(|| x.clone(), |d| dropout(x, d));
             if let Some(dx) = &mut dx {
                 let through = du.clone().matmul(lora.a.clone());
-                let through = lora.dropout.as_ref().map_or_else(|| through.clone(), |d| dropout(&through, d));
+                let through = lora
+                    .dropout
+                    .as_ref()
+                    .map_or_else(|| through.clone(), |d| dropout(&through, d));
                 *dx = dx.clone() + through;
             }
-            GroupGrads { a: du.transpose().matmul(input), b: db }
+            GroupGrads {
+                a: du.transpose().matmul(input),
+                b: db,
+            }
         });
         (dx, grads)
     }
@@ -254,9 +327,17 @@ fn host(part: &FrozenMatrix) -> &super::frozen::HostMatrix {
 
 fn columns_of(x: &Tensor<2>, columns: Range<usize>) -> Tensor<2> {
     let [rows, width] = x.dims();
-    if columns == (0..width) { x.clone() } else { x.clone().slice([0..rows, columns]) }
+    if columns == (0..width) {
+        x.clone()
+    } else {
+        x.clone().slice([0..rows, columns])
+    }
 }
 
 fn concatenated(mut parts: Vec<Tensor<2>>) -> Tensor<2> {
-    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
+    if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(parts, 1)
+    }
 }

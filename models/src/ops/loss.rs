@@ -33,7 +33,12 @@ impl Head {
     /// Summed cross-entropy of `targets` under the hidden states `h` `[n, features]`, a
     /// tensor of one element on the device, and the gradient of `weight · sum` with
     /// respect to `h`.
-    pub fn cross_entropy(&self, h: &Tensor<2>, targets: &[u32], weight: f32) -> (Tensor<1>, Tensor<2>) {
+    pub fn cross_entropy(
+        &self,
+        h: &Tensor<2>,
+        targets: &[u32],
+        weight: f32,
+    ) -> (Tensor<1>, Tensor<2>) {
         if is_cpu(&h.device()) {
             self.cross_entropy_host(h, targets, weight)
         } else {
@@ -46,7 +51,8 @@ impl Head {
         let vocabulary = self.weight.rows();
         let mut scores = Vec::with_capacity(targets.len());
         for (h, targets) in self.chunks(h, targets) {
-            let logits = Host::of(self.logits(&h).to_device(&burn::tensor::Device::flex())).into_values();
+            let logits =
+                Host::of(self.logits(&h).to_device(&burn::tensor::Device::flex())).into_values();
             let rows = logits.par_chunks(vocabulary).zip(targets);
             scores.par_extend(rows.map(|(row, &target)| score_row(row, target)));
         }
@@ -72,11 +78,19 @@ impl Head {
         let size = (CHUNK_LOGITS / self.weight.rows()).max(1);
         (0..rows).step_by(size).map(move |start| {
             let end = (start + size).min(rows);
-            (h.clone().slice([start..end, 0..features]), &targets[start..end])
+            (
+                h.clone().slice([start..end, 0..features]),
+                &targets[start..end],
+            )
         })
     }
 
-    fn cross_entropy_host(&self, h: &Tensor<2>, targets: &[u32], weight: f32) -> (Tensor<1>, Tensor<2>) {
+    fn cross_entropy_host(
+        &self,
+        h: &Tensor<2>,
+        targets: &[u32],
+        weight: f32,
+    ) -> (Tensor<1>, Tensor<2>) {
         let FrozenMatrix::Host(matrix) = &self.weight else {
             panic!("a CPU model holds its head on another device");
         };
@@ -93,19 +107,37 @@ impl Head {
             total += logits
                 .par_chunks_mut(vocabulary)
                 .zip(targets)
-                .map(|(row, &target)| vectorized(#[inline(always)] || loss_row(row, target as usize, weight, self.soft_cap)))
+                .map(|(row, &target)| {
+                    vectorized(
+                        #[inline(always)]
+                        || loss_row(row, target as usize, weight, self.soft_cap),
+                    )
+                })
                 .map(f64::from)
                 .collect::<Vec<_>>()
                 .into_iter()
                 .sum::<f64>();
             let dlogits = Mat::new(&logits, rows, vocabulary);
-            backward_into(matrix, dlogits, &mut dh[done * features..(done + rows) * features], Write::Set);
+            backward_into(
+                matrix,
+                dlogits,
+                &mut dh[done * features..(done + rows) * features],
+                Write::Set,
+            );
             done += rows;
         }
-        (host_tensor(vec![total as f32], [1]), host_tensor(dh, [targets.len(), features]))
+        (
+            host_tensor(vec![total as f32], [1]),
+            host_tensor(dh, [targets.len(), features]),
+        )
     }
 
-    fn cross_entropy_composed(&self, h: &Tensor<2>, targets: &[u32], weight: f32) -> (Tensor<1>, Tensor<2>) {
+    fn cross_entropy_composed(
+        &self,
+        h: &Tensor<2>,
+        targets: &[u32],
+        weight: f32,
+    ) -> (Tensor<1>, Tensor<2>) {
         let device = h.device();
         let (mut total, mut dh) = (Tensor::<1>::zeros([1], &device), Vec::new());
         for (h, targets) in self.chunks(h, targets) {
@@ -167,7 +199,13 @@ fn score_row(row: &[f32], target: u32) -> TokenScore {
         }
     }
     let largest = f64::from(row[top]);
-    let sum: f64 = row.iter().map(|value| (f64::from(*value) - largest).exp()).sum();
+    let sum: f64 = row
+        .iter()
+        .map(|value| (f64::from(*value) - largest).exp())
+        .sum();
     let log_prob = f64::from(row[target as usize]) - largest - sum.ln();
-    TokenScore { log_prob: log_prob as f32, top: top as u32 }
+    TokenScore {
+        log_prob: log_prob as f32,
+        top: top as u32,
+    }
 }

@@ -31,22 +31,33 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
         .zip(inv.par_chunks_mut(ROWS))
         .zip(input.values().par_chunks(ROWS * features))
         .for_each(|((y, inv), x)| {
-            vectorized(#[inline(always)] || {
-                for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
-                    *inv = 1.0 / (super::simd::dot(x, x) / features as f32 + eps).sqrt();
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                        *y = x * *inv * w;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
+                        *inv = 1.0 / (super::simd::dot(x, x) / features as f32 + eps).sqrt();
+                        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                            *y = x * *inv * w;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
-    Normed { y: host_tensor(y, [rows, features]), inv: host_tensor(inv, [rows, 1]) }
+    Normed {
+        y: host_tensor(y, [rows, features]),
+        inv: host_tensor(inv, [rows, 1]),
+    }
 }
 
 /// The gradient of [`rms_norm`] with respect to `x`, given that of `y`.
 ///
 /// With `r = inv` and `n` features: `dx = r · (dy·w) - x · r³/n · Σ(dy·w·x)`.
-pub fn rms_norm_backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
+pub fn rms_norm_backward(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Tensor<2> {
     if !is_cpu(&x.device()) {
         return composed::rms_norm_backward(dy, x, weight, inv);
     }
@@ -60,18 +71,25 @@ pub fn rms_norm_backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv:
         .zip(input.values().par_chunks(ROWS * features))
         .zip(inv.values().par_chunks(ROWS))
         .for_each(|(((dx, dy), x), inv)| {
-            vectorized(#[inline(always)] || {
-                let rows = dx.chunks_mut(features).zip(dy.chunks(features)).zip(x.chunks(features)).zip(inv);
-                for (((dx, dy), x), inv) in rows {
-                    for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-                        *dx = dy * w;
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = dx
+                        .chunks_mut(features)
+                        .zip(dy.chunks(features))
+                        .zip(x.chunks(features))
+                        .zip(inv);
+                    for (((dx, dy), x), inv) in rows {
+                        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
+                            *dx = dy * w;
+                        }
+                        let pull = super::simd::dot(dx, x) * inv * inv * inv / features as f32;
+                        for (dx, x) in dx.iter_mut().zip(x) {
+                            *dx = *dx * inv - x * pull;
+                        }
                     }
-                    let pull = super::simd::dot(dx, x) * inv * inv * inv / features as f32;
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        *dx = *dx * inv - x * pull;
-                    }
-                }
-            });
+                },
+            );
         });
     host_tensor(dx, [rows, features])
 }
@@ -83,7 +101,11 @@ pub(super) mod composed {
     use burn::tensor::Tensor;
 
     pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
-        let inv = (x.clone() * x.clone()).mean_dim(1).add_scalar(eps).sqrt().recip();
+        let inv = (x.clone() * x.clone())
+            .mean_dim(1)
+            .add_scalar(eps)
+            .sqrt()
+            .recip();
         let y = x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
         Normed { y, inv }
     }

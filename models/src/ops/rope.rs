@@ -19,9 +19,18 @@ impl Rotation {
         let shape = [positions.len(), inverse_frequencies.len()];
         let angles: Vec<f32> = positions
             .iter()
-            .flat_map(|&position| inverse_frequencies.iter().map(move |frequency| position as f32 * frequency))
+            .flat_map(|&position| {
+                inverse_frequencies
+                    .iter()
+                    .map(move |frequency| position as f32 * frequency)
+            })
             .collect();
-        let of = |f: fn(f64) -> f64| angles.iter().map(|&angle| f(f64::from(angle)) as f32).collect();
+        let of = |f: fn(f64) -> f64| {
+            angles
+                .iter()
+                .map(|&angle| f(f64::from(angle)) as f32)
+                .collect()
+        };
         Self {
             cos: tensor_on(of(f64::cos), shape, device),
             sin: tensor_on(of(f64::sin), shape, device),
@@ -48,7 +57,10 @@ pub fn rotate(x: Tensor<2>, rotation: &Rotation, heads: usize, turn: Turn) -> Te
     let [tokens, width] = x.dims();
     let half = rotation.cos.dims()[1];
     let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    let (cos, sin) = (Host::of(rotation.cos.clone()), Host::of(rotation.sin.clone()));
+    let (cos, sin) = (
+        Host::of(rotation.cos.clone()),
+        Host::of(rotation.sin.clone()),
+    );
     let mut values = Host::of(x).into_values();
     values
         .par_chunks_mut(width)
@@ -56,16 +68,19 @@ pub fn rotate(x: Tensor<2>, rotation: &Rotation, heads: usize, turn: Turn) -> Te
         .zip(sin.values().par_chunks(half))
         .with_min_len(16)
         .for_each(|((row, cos), sin)| {
-            vectorized(#[inline(always)] || {
-                for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                    let (low, high) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b, s) = (low[i], high[i], sin[i] * sign);
-                        low[i] = a * cos[i] - b * s;
-                        high[i] = b * cos[i] + a * s;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
+                        let (low, high) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let (a, b, s) = (low[i], high[i], sin[i] * sign);
+                            low[i] = a * cos[i] - b * s;
+                            high[i] = b * cos[i] + a * s;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     host_tensor(values, [tokens, width])
 }
@@ -75,14 +90,26 @@ pub(super) mod composed {
     use super::{Rotation, Turn};
     use burn::tensor::Tensor;
 
-    pub(in crate::ops) fn rotate(x: Tensor<2>, rotation: &Rotation, heads: usize, turn: Turn) -> Tensor<2> {
+    pub(in crate::ops) fn rotate(
+        x: Tensor<2>,
+        rotation: &Rotation,
+        heads: usize,
+        turn: Turn,
+    ) -> Tensor<2> {
         let [tokens, width] = x.dims();
         let half = rotation.cos.dims()[1];
         let turned = heads * 2 * half;
         let cos = rotation.cos.clone().reshape([tokens, 1, half]);
         let sin = rotation.sin.clone().reshape([tokens, 1, half]);
-        let sin = if turn == Turn::Forward { sin } else { sin.neg() };
-        let pairs = x.clone().slice([0..tokens, 0..turned]).reshape([tokens, heads, 2 * half]);
+        let sin = if turn == Turn::Forward {
+            sin
+        } else {
+            sin.neg()
+        };
+        let pairs = x
+            .clone()
+            .slice([0..tokens, 0..turned])
+            .reshape([tokens, heads, 2 * half]);
         let low = pairs.clone().slice([0..tokens, 0..heads, 0..half]);
         let high = pairs.slice([0..tokens, 0..heads, half..2 * half]);
         let new_low = low.clone() * cos.clone() - high.clone() * sin.clone();

@@ -8,10 +8,14 @@ use burn::tensor::Tensor;
 
 /// Values in [-1, 1) that depend on the name and the position only.
 fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
-    let mut state = name.bytes().fold(1u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut state = name.bytes().fold(1u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
     let values = (0..shape.iter().product())
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
         })
         .collect();
@@ -23,44 +27,87 @@ fn close<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, tolerance: f3
     assert_eq!(a.values().len(), b.values().len(), "{what}");
     let scale = b.values().iter().fold(1.0f32, |m, v| m.max(v.abs()));
     for (i, (a, b)) in a.values().iter().zip(b.values()).enumerate() {
-        assert!((a - b).abs() <= tolerance * scale, "{what}[{i}]: {a} against {b}");
+        assert!(
+            (a - b).abs() <= tolerance * scale,
+            "{what}[{i}]: {a} against {b}"
+        );
     }
 }
 
 /// Compares `Σ dx·direction` with the central difference of `Σ dy·f(x)` along it.
-fn gradient_matches(what: &str, x: &Tensor<2>, dy: &Tensor<2>, dx: &Tensor<2>, f: impl Fn(&Tensor<2>) -> Tensor<2>) {
+fn gradient_matches(
+    what: &str,
+    x: &Tensor<2>,
+    dy: &Tensor<2>,
+    dx: &Tensor<2>,
+    f: impl Fn(&Tensor<2>) -> Tensor<2>,
+) {
     let direction = random::<2>(&format!("{what} direction"), x.dims());
     let step = 1e-2;
     let value = |sign: f32| {
         let moved = x.clone() + direction.clone().mul_scalar(sign * step);
         let (y, dy) = (Host::of(f(&moved)), Host::of(dy.clone()));
-        y.values().iter().zip(dy.values()).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum::<f64>()
+        y.values()
+            .iter()
+            .zip(dy.values())
+            .map(|(y, g)| f64::from(*y) * f64::from(*g))
+            .sum::<f64>()
     };
     let measured = (value(1.0) - value(-1.0)) / f64::from(2.0 * step);
     let (dx, direction) = (Host::of(dx.clone()), Host::of(direction));
-    let claimed: f64 = dx.values().iter().zip(direction.values()).map(|(a, b)| f64::from(a * b)).sum();
-    assert!((measured - claimed).abs() < 2e-3 * claimed.abs().max(1.0), "{what}: {claimed} against {measured}");
+    let claimed: f64 = dx
+        .values()
+        .iter()
+        .zip(direction.values())
+        .map(|(a, b)| f64::from(a * b))
+        .sum();
+    assert!(
+        (measured - claimed).abs() < 2e-3 * claimed.abs().max(1.0),
+        "{what}: {claimed} against {measured}"
+    );
 }
 
 #[test]
 fn rms_norm_is_its_composition() {
-    let (x, w, dy) = (random("x", [37, 24]), random("w", [24]), random("dy", [37, 24]));
+    let (x, w, dy) = (
+        random("x", [37, 24]),
+        random("w", [24]),
+        random("dy", [37, 24]),
+    );
     let fused = rms_norm(&x, &w, 1e-5);
     let twin = norm::composed::rms_norm(&x, &w, 1e-5);
     close("y", &fused.y, &twin.y, 1e-5);
     close("inv", &fused.inv, &twin.inv, 1e-5);
     let dx = rms_norm_backward(&dy, &x, &w, &fused.inv);
-    close("dx", &dx, &norm::composed::rms_norm_backward(&dy, &x, &w, &twin.inv), 1e-5);
+    close(
+        "dx",
+        &dx,
+        &norm::composed::rms_norm_backward(&dy, &x, &w, &twin.inv),
+        1e-5,
+    );
     gradient_matches("rms_norm", &x, &dy, &dx, |x| rms_norm(x, &w, 1e-5).y);
 }
 
 #[test]
 fn gated_units_are_their_composition() {
     for activation in [Activation::Silu, Activation::GeluTanh] {
-        let (x, dy) = (random("x", [19, 40]).mul_scalar(4.0), random("dy", [19, 20]));
-        close("glu", &glu(&x, activation), &glu::composed::glu(&x, activation), 1e-5);
+        let (x, dy) = (
+            random("x", [19, 40]).mul_scalar(4.0),
+            random("dy", [19, 20]),
+        );
+        close(
+            "glu",
+            &glu(&x, activation),
+            &glu::composed::glu(&x, activation),
+            1e-5,
+        );
         let dx = glu_backward(&dy, &x, activation);
-        close("dglu", &dx, &glu::composed::glu_backward(&dy, &x, activation), 1e-5);
+        close(
+            "dglu",
+            &dx,
+            &glu::composed::glu_backward(&dy, &x, activation),
+            1e-5,
+        );
         gradient_matches("glu", &x, &dy, &dx, |x| glu(x, activation));
     }
 }
@@ -71,42 +118,91 @@ fn rotation_is_its_composition_and_turns_back() {
     let device = x.device();
     let rotation = Rotation::new(&[0, 1, 2, 3, 900], &[1.0, 0.1, 0.01, 0.001], &device);
     let turned = rotate(x.clone(), &rotation, 3, Turn::Forward);
-    close("rope", &turned, &rope::composed::rotate(x.clone(), &rotation, 3, Turn::Forward), 1e-6);
-    close("inverse", &rotate(turned, &rotation, 3, Turn::Backward), &x, 1e-5);
+    close(
+        "rope",
+        &turned,
+        &rope::composed::rotate(x.clone(), &rotation, 3, Turn::Forward),
+        1e-6,
+    );
+    close(
+        "inverse",
+        &rotate(turned, &rotation, 3, Turn::Backward),
+        &x,
+        1e-5,
+    );
 }
 
 #[test]
 fn attention_is_its_composition() {
     let segments = [0..70, 70..71, 71..100];
-    let plain = AttentionSpec { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.4, window: None, soft_cap: None };
+    let plain = AttentionSpec {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        scale: 0.4,
+        window: None,
+        soft_cap: None,
+    };
     for spec in [
         plain,
-        AttentionSpec { window: Some(9), ..plain },
-        AttentionSpec { soft_cap: Some(1.5), ..plain },
-        AttentionSpec { window: Some(20), soft_cap: Some(0.7), ..plain },
+        AttentionSpec {
+            window: Some(9),
+            ..plain
+        },
+        AttentionSpec {
+            soft_cap: Some(1.5),
+            ..plain
+        },
+        AttentionSpec {
+            window: Some(20),
+            soft_cap: Some(0.7),
+            ..plain
+        },
     ] {
         let qkv = random("qkv", [100, spec.qkv_width()]);
         let dout = random("dout", [100, spec.out_width()]);
         let fused = attention(&qkv, &segments, &spec);
-        close("out", &fused.out, &attention::composed::attention(&qkv, &segments, &spec).out, 1e-5);
+        close(
+            "out",
+            &fused.out,
+            &attention::composed::attention(&qkv, &segments, &spec).out,
+            1e-5,
+        );
         let dqkv = attention_backward(&dout, &qkv, &fused, &segments, &spec);
         let twin = attention::composed::attention_backward(&dout, &qkv, &segments, &spec);
         close("dqkv", &dqkv, &twin, 1e-5);
-        gradient_matches("attention", &qkv, &dout, &dqkv, |x| attention(x, &segments, &spec).out);
+        gradient_matches("attention", &qkv, &dout, &dqkv, |x| {
+            attention(x, &segments, &spec).out
+        });
     }
 }
 
 #[test]
 fn cached_attention_continues_a_row() {
-    let spec =
-        AttentionSpec { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.4, window: Some(7), soft_cap: Some(2.0) };
+    let spec = AttentionSpec {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        scale: 0.4,
+        window: Some(7),
+        soft_cap: Some(2.0),
+    };
     let qkv = random("qkv", [12, spec.qkv_width()]);
     let whole = attention(&qkv, std::slice::from_ref(&(0..12)), &spec).out;
     let columns = |rows: std::ops::Range<usize>, from: usize, heads: usize| {
         qkv.clone().slice([rows, from * 8..(from + heads) * 8])
     };
-    let (q, k, v) = (columns(9..12, 0, 4), columns(0..12, 4, 2), columns(0..12, 6, 2));
+    let (q, k, v) = (
+        columns(9..12, 0, 4),
+        columns(0..12, 4, 2),
+        columns(0..12, 6, 2),
+    );
     let last = whole.slice([9..12, 0..32]);
     close("cached", &attention_cached(&q, &k, &v, &spec), &last, 1e-5);
-    close("composed", &attention::composed::attention_cached(&q, &k, &v, &spec), &last, 1e-5);
+    close(
+        "composed",
+        &attention::composed::attention_cached(&q, &k, &v, &spec),
+        &last,
+        1e-5,
+    );
 }

@@ -1,0 +1,72 @@
+//! What the commands that run a model share: finding it, opening it, and its adapter.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use fedllm_models::device::Selection;
+use fedllm_models::{CausalLm, Lora, ModelConfig, PeftAdapter, lora};
+use fedllm_shared::{Adapter, LoraSpec};
+
+use super::{Global, devices};
+use crate::base::{Base, ModelArgs};
+use crate::catalog::{self, ModelError};
+use crate::exit::{Code, Explain};
+use crate::progress::{Bars, Progress};
+
+/// Finds a model by name or path, downloading it if need be, and opens it.
+pub(crate) fn open_base(name: &str, global: &Global) -> anyhow::Result<Base> {
+    let path = catalog::resolve(name, &bars(global)).or_else(explained)?;
+    Base::open(&path)
+        .code(Code::Data)
+        .hint("a damaged file of the catalog is fetched again by `fedllm-client pull NAME`")
+}
+
+/// Loads the network to the device that the arguments name.
+pub(crate) fn load(base: &Base, args: &ModelArgs) -> anyhow::Result<(CausalLm, Selection)> {
+    let selection = devices::select(&args.device)?;
+    let model = base
+        .load(args.base_precision, &selection)
+        .code(Code::Data)?;
+    Ok((model, selection))
+}
+
+/// Reads a PEFT directory and puts its adapter beside the model.
+pub(crate) fn load_adapter(directory: &Path, model: &CausalLm) -> anyhow::Result<Lora> {
+    let (spec, adapter) = read_adapter(directory, model.config())?;
+    Lora::new(model.config(), &spec, &adapter, model.device()).code(Code::Incompatible)
+}
+
+/// Reads a PEFT directory as an adapter of this model.
+pub(crate) fn read_adapter(
+    directory: &Path,
+    config: &ModelConfig,
+) -> anyhow::Result<(LoraSpec, Adapter)> {
+    let peft = PeftAdapter::read(directory).code(Code::Data)?;
+    lora::from_peft(config, &peft)
+        .with_context(|| format!("the adapter in {} cannot be used", directory.display()))
+        .code(Code::Incompatible)
+        .hint("an adapter belongs to the model that it was trained on: compare `--model`")
+}
+
+/// Shows a bar for each download.
+pub(crate) fn bars(global: &Global) -> impl Progress {
+    Bars::new(|bytes, what: &str| match bytes {
+        0 => global.spinner(what),
+        bytes => global.bytes_bar(bytes, what),
+    })
+}
+
+/// A model that cannot be had, with its exit code and what to do.
+pub(crate) fn explained(error: ModelError) -> anyhow::Result<PathBuf> {
+    let code = if error.is_network() {
+        Code::Network
+    } else {
+        Code::Data
+    };
+    let hint = error.hint();
+    let failed = Err(error).code(code);
+    match hint {
+        Some(hint) => failed.hint(hint),
+        None => failed,
+    }
+}

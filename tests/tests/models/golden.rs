@@ -1,0 +1,312 @@
+//! The decoder against PyTorch and PEFT: logits, losses, every adapter gradient, and
+//! three optimizer steps, for each architecture, from weights that a formula makes.
+//!
+//! The numbers are those of `golden/tiny`; their README says how they were made and what
+//! two correct implementations differ by.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use fedllm_models::generate::{Generator, Sampling};
+use fedllm_models::lora::{self, Lora, read_back};
+use fedllm_models::train::{Memory, StepSettings, Trainer};
+use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint};
+use fedllm_shared::{Adapter, LoraSpec, Targets};
+use fedllm_tests::{synthetic, tiny};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Every architecture that the goldens have.
+pub const ARCHITECTURES: [&str; 7] = [
+    "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3",
+];
+
+/// A tiny model on a device, its adapter, and the reference numbers.
+pub struct Golden {
+    pub model: CausalLm,
+    pub spec: LoraSpec,
+    pub adapter: Adapter,
+    tensors: Vec<u8>,
+    result: Value,
+}
+
+impl Golden {
+    pub fn load(name: &str, device: &Device) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        tiny::write_directory(directory.path(), name);
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let model = CausalLm::load(&checkpoint, BasePrecision::AsStored, device).unwrap();
+        let spec = LoraSpec {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            rslora: false,
+            targets: Targets::ALL,
+            seed: 0,
+        };
+        let layout = Arc::new(lora::layout(model.config(), &spec).unwrap());
+        let mut values = Vec::new();
+        for tensor in layout.tensors() {
+            let (rows, cols) = (tensor.rows as usize, tensor.cols as usize);
+            values.extend(if tensor.name.contains("lora_A") {
+                synthetic::lora_a(&tensor.name, rows, cols)
+            } else {
+                synthetic::lora_b(&tensor.name, rows, cols)
+            });
+        }
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("golden/tiny")
+            .join(name);
+        Self {
+            model,
+            spec,
+            adapter: Adapter::new(layout, values).unwrap(),
+            tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
+            result: serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap())
+                .unwrap(),
+        }
+    }
+
+    pub fn lora(&self) -> Lora {
+        Lora::new(
+            self.model.config(),
+            &self.spec,
+            &self.adapter,
+            self.model.device(),
+        )
+        .unwrap()
+    }
+
+    /// The two rows of the golden batch, packed.
+    pub fn batch(&self) -> Batch {
+        let mut batch = Batch::default();
+        for row in 0..2 {
+            let ids = synthetic::ids(&format!("ids:{row}"), [24, 13][row], 384);
+            let prompt = self.result["prompt_lengths"][row].as_u64().unwrap() as usize;
+            batch.push(&ids, |i| i >= prompt);
+        }
+        batch
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.tensors).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        bytemuck::pod_collect_to_vec(tensor.data())
+    }
+
+    pub fn number(&self, path: &str) -> f64 {
+        self.result
+            .pointer(path)
+            .and_then(Value::as_f64)
+            .unwrap_or_else(|| panic!("no {path}"))
+    }
+
+    /// The golden values of all adapter tensors under a prefix, in the layout's order.
+    pub fn flat(&self, prefix: &str) -> Vec<f32> {
+        let tensors = self.adapter.layout().tensors();
+        tensors
+            .iter()
+            .flat_map(|tensor| self.f32(&format!("{prefix}{}", tensor.name)))
+            .collect()
+    }
+}
+
+pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
+        .sum();
+    let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (difference / norm).sqrt()
+}
+
+pub fn settings() -> StepSettings {
+    StepSettings {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+        dropout: 0.0,
+        seed: 0,
+    }
+}
+
+/// Logits of both rows against the golden ones; the largest difference.
+fn logits_error(golden: &Golden, lora: Option<&Lora>, name: &str) -> f32 {
+    let batch = golden.batch();
+    let places: Vec<usize> = (0..batch.tokens()).collect();
+    let logits = read_back(golden.model.logits(&batch, &places, lora));
+    let expected = golden.f32(name);
+    let mut worst = 0.0f32;
+    for (row, segment) in batch.segments.iter().enumerate() {
+        let expected = &expected[row * 24 * 384..][..segment.len() * 384];
+        for (a, b) in logits[segment.start * 384..].iter().zip(expected) {
+            worst = worst.max((a - b).abs());
+        }
+    }
+    worst
+}
+
+fn gradients(golden: &Golden, memory: Memory) -> (f64, Vec<f32>) {
+    let trainer = Trainer::new(&golden.model, golden.lora(), memory);
+    let batch = golden.batch();
+    let (loss, flat): (Tensor<1>, Tensor<1>) = trainer.gradients(&batch, &settings()).unwrap();
+    (
+        f64::from(read_back(loss)[0]) / batch.loss_tokens() as f64,
+        read_back(flat),
+    )
+}
+
+#[test]
+fn logits_are_those_of_transformers_and_peft() {
+    for name in ARCHITECTURES {
+        let golden = Golden::load(name, &Device::flex());
+        let lora = golden.lora();
+        let base = logits_error(&golden, None, "base.logits");
+        let adapted = logits_error(&golden, Some(&lora), "lora.logits");
+        assert!(
+            base < 5e-5 && adapted < 5e-5,
+            "{name}: {base:e} {adapted:e}"
+        );
+    }
+}
+
+#[test]
+fn gradients_are_those_of_autograd() {
+    let modes = [
+        Memory {
+            micro_batch_tokens: 2048,
+            recompute: false,
+        },
+        Memory {
+            micro_batch_tokens: 2048,
+            recompute: true,
+        },
+        Memory {
+            micro_batch_tokens: 24,
+            recompute: false,
+        },
+    ];
+    for name in ARCHITECTURES {
+        let golden = Golden::load(name, &Device::flex());
+        for memory in modes {
+            let (loss, flat) = gradients(&golden, memory);
+            let expected = golden.number("/lora/loss_completion");
+            assert!(
+                (loss / expected - 1.0).abs() < 2e-6,
+                "{name} {memory:?}: loss {loss} against {expected}"
+            );
+            let layout = golden.adapter.layout();
+            for (index, tensor) in layout.tensors().iter().enumerate() {
+                let expected = golden.f32(&format!("sft.grad.{}", tensor.name));
+                let error = relative_l2(&flat[layout.range(index)], &expected);
+                assert!(
+                    error < 1e-4,
+                    "{name} {memory:?}: {} is {error:e} off",
+                    tensor.name
+                );
+            }
+            let error = relative_l2(&flat, &golden.flat("sft.grad."));
+            assert!(
+                error < 1e-5,
+                "{name} {memory:?}: gradients are {error:e} off"
+            );
+        }
+    }
+}
+
+#[test]
+fn three_steps_end_where_torch_ends() {
+    for name in ARCHITECTURES {
+        let golden = Golden::load(name, &Device::flex());
+        let mut trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
+        for step in 0..3 {
+            let stats = trainer.step(&golden.batch(), &settings()).unwrap();
+            let loss = golden.number(&format!("/sft/steps/{step}/loss"));
+            let norm = golden.number(&format!("/sft/steps/{step}/grad_norm"));
+            assert!(
+                (f64::from(stats.loss) / loss - 1.0).abs() < 1e-5,
+                "{name} step {step}: {}",
+                stats.loss
+            );
+            assert!(
+                (f64::from(stats.grad_norm) / norm - 1.0).abs() < 1e-5,
+                "{name} step {step}: {}",
+                stats.grad_norm
+            );
+        }
+        let after = trainer.lora().to_adapter().unwrap();
+        let update = |values: &[f32]| -> Vec<f32> {
+            values
+                .iter()
+                .zip(golden.adapter.values())
+                .map(|(after, before)| after - before)
+                .collect()
+        };
+        let error = relative_l2(
+            &update(after.values()),
+            &update(&golden.flat("sft.after3.")),
+        );
+        assert!(error < 2e-4, "{name}: the update is {error:e} off");
+    }
+}
+
+#[test]
+fn greedy_text_is_that_of_transformers() {
+    for name in ARCHITECTURES {
+        let golden = Golden::load(name, &Device::flex());
+        let lora = golden.lora();
+        for (kind, lora) in [("base", None), ("lora", Some(&lora))] {
+            let rows = golden.result[kind]["greedy16"].as_array().unwrap();
+            assert!(!rows.is_empty());
+            for row in rows {
+                let list = |key: &str| -> Vec<u32> {
+                    row[key]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .map(|id| id.as_u64().unwrap() as u32)
+                        .collect()
+                };
+                let generated: Vec<u32> =
+                    Generator::new(&golden.model, lora, &list("prompt"), Sampling::Greedy)
+                        .take(16)
+                        .collect();
+                assert_eq!(generated, list("ids"), "{name} {kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weighted_micro_batches_are_one_batch() {
+    let golden = Golden::load("llama", &Device::flex());
+    let extra = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/tiny/llama/extra.json");
+    let extra: Value = serde_json::from_slice(&std::fs::read(extra).unwrap()).unwrap();
+    let mut batch = golden.batch();
+    for (name, len, prompt) in [("ids:2", 18, 7), ("ids:3", 20, 4)] {
+        batch.push(&synthetic::ids(name, len, 384), |i| i >= prompt);
+    }
+    assert_eq!(batch.loss_tokens(), 50);
+    let whole = Trainer::new(&golden.model, golden.lora(), Memory::default());
+    let parts = Trainer::new(
+        &golden.model,
+        golden.lora(),
+        Memory {
+            micro_batch_tokens: 40,
+            recompute: true,
+        },
+    );
+    let (loss, flat) = whole.gradients(&batch, &settings()).unwrap();
+    let (part_loss, part_flat) = parts.gradients(&batch, &settings()).unwrap();
+    let expected = extra["accumulation"]["loss_batch_of_4"].as_f64().unwrap();
+    assert!((f64::from(read_back(loss)[0]) / 50.0 / expected - 1.0).abs() < 2e-6);
+    assert!((read_back(part_loss)[0] / 50.0 - expected as f32).abs() < 1e-5);
+    assert!(relative_l2(&read_back(part_flat), &read_back(flat)) < 1e-5);
+}

@@ -1,0 +1,3 @@
+//! The models against reference numbers that this project did not make.
+
+mod golden;
