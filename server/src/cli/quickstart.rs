@@ -55,8 +55,8 @@ pub(crate) struct Args {
     /// Rows in a step.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     batch: u32,
-    /// The learning rate of every step.
-    #[arg(long, value_name = "RATE", default_value_t = 2e-3)]
+    /// The learning rate of the first round; it falls by a cosine.
+    #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
     lr: f32,
     /// The server's algorithm.
     #[arg(long, value_name = "NAME", default_value = "fedavg")]
@@ -108,8 +108,6 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 
 fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
     let runtime = tokio::runtime::Runtime::new().context("the network cannot be used")?;
-    let stop = StopFlag::new();
-    runtime.spawn(fedllm_client::watch_signals(stop.clone()));
     let mut clock = Instant::now();
     let mut seconds = Seconds::default();
     let mut plan = Plan {
@@ -117,7 +115,7 @@ fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
         device: args.device.clone(),
         out: fresh_directory(&args.out)?,
         shards: Vec::new(),
-        stop,
+        stop: fedllm_client::stop_on_signals(),
     };
     seconds.model = lap(&mut clock);
 
@@ -159,16 +157,17 @@ fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
 
 /// The model's path; what is not here is downloaded.
 fn find_model(name: &str, global: &Global) -> anyhow::Result<PathBuf> {
-    let found = fedllm_client::resolve(name, &*global.progress());
-    found.map_err(|error| {
+    fedllm_client::resolve(name, &*global.progress()).or_else(|error| {
         let code = match error.is_network() {
             true => Code::Network,
             false => Code::Data,
         };
-        let hint = error
-            .hint()
-            .unwrap_or_else(|| "give a file's path to --model".to_owned());
-        super::explained(error, code, Some(hint))
+        let hint = error.hint();
+        let failed = Err(error).code(code);
+        match hint {
+            Some(hint) => failed.hint(hint),
+            None => failed,
+        }
     })
 }
 

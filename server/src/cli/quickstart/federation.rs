@@ -35,13 +35,14 @@ pub(super) fn found(args: &Args, model: &Path, path: &Path) -> anyhow::Result<Fo
         format!("local.steps={steps}"),
         format!("local.batch={}", args.batch),
         format!("local.lr={:e}", args.lr),
+        "local.schedule=cosine".to_owned(),
         format!("strategy.name={}", args.strategy),
     ];
     let options = InitOptions {
         name: Some("quickstart".to_owned()),
-        // The system chooses the port when the server starts.
+        // The system chooses the port when the server starts, and tokens then carry that one.
         listen: Some(format!("{}:0", Ipv4Addr::LOCALHOST)),
-        public: Some(format!("{}:0", Ipv4Addr::LOCALHOST)),
+        public: Some(format!("{}:7433", Ipv4Addr::LOCALHOST)),
         model: Some(model.to_string_lossy().into_owned()),
         rounds: Some(rounds.into()),
         set: settings.into(),

@@ -10,8 +10,8 @@ use fedllm_client::{
 };
 use fedllm_models::device::DeviceChoice;
 use fedllm_models::train::Memory;
-use fedllm_models::{BasePrecision, CausalLm, Lora, peft};
-use fedllm_shared::{Adapter, Federation, LocalSpec, RoundId};
+use fedllm_models::{BasePrecision, CausalLm, Lora, PeftAdapter, lora};
+use fedllm_shared::{Adapter, Federation, RoundId};
 
 use super::evaluate::{HeldOut, score};
 use super::report::Score;
@@ -32,7 +32,7 @@ pub(super) struct Bench<'a> {
 impl Lab {
     /// Opens the model that the federation trains.
     pub(super) fn open(model: &Path, federation: &Federation) -> anyhow::Result<Self> {
-        let base = Base::open(model).code(Code::Data)?;
+        let base = Base::open(&model.to_owned()).code(Code::Data)?;
         let federation = federation.clone();
         Ok(Self { base, federation })
     }
@@ -53,7 +53,7 @@ impl Lab {
 
     /// Loads the model to a device.
     pub(super) fn load(&self, device: &DeviceChoice) -> anyhow::Result<Bench<'_>> {
-        let selection = fedllm_client::select_device(device)?;
+        let selection = fedllm_client::cli::select_device(device)?;
         let model = self.base.load(BasePrecision::default(), &selection)?;
         Ok(Bench {
             lab: self,
@@ -75,15 +75,6 @@ impl Lab {
             ..PrepareOptions::new(vec![rows])
         }
     }
-
-    /// All steps that one owner takes part in the federation with, in one go.
-    fn alone(&self) -> LocalSpec {
-        let local = self.federation.local.at(RoundId(0));
-        LocalSpec {
-            steps: local.steps * self.federation.rounds.count as u32,
-            ..local
-        }
-    }
 }
 
 impl Bench<'_> {
@@ -92,33 +83,44 @@ impl Bench<'_> {
         &self.device
     }
 
-    /// Trains one owner's adapter from the federation's first adapter, with its settings.
+    /// Trains one owner's adapter from the federation's first adapter, with its settings, for as
+    /// many steps as the owner takes in all rounds. It keeps its optimizer from round to round.
     pub(super) fn train(
         &self,
         shard: &Path,
         stop: &StopFlag,
         on_step: &mut dyn FnMut(StepReport),
     ) -> anyhow::Result<Adapter> {
-        let lora = &self.lab.federation.lora;
-        let layout = Arc::new(fedllm_models::lora::layout(self.model.config(), lora)?);
-        let start = fedllm_models::lora::init(&layout, lora.seed)?;
-        let local = self.lab.alone();
-        let schedule = Schedule {
-            local: &local,
-            dropout: lora.dropout,
-            seed: self.lab.federation.seed,
-        };
+        let federation = &self.lab.federation;
+        let (spec, rounds) = (&federation.lora, federation.rounds.count);
+        let layout = Arc::new(lora::layout(self.model.config(), spec)?);
+        let start = lora::init(&layout, spec.seed)?;
         let shard = Shard::open(shard).code(Code::Data)?;
         let memory = Memory::default();
-        let mut fit = Fit::new(&self.model, &self.device, lora, &start, None, memory)?;
-        fit.run(&schedule, &shard, stop, on_step)?;
+        let mut fit = Fit::new(&self.model, &self.device, spec, &start, None, memory)?;
+        for round in 0..rounds {
+            let local = federation.local.at(RoundId(round));
+            let schedule = Schedule {
+                local: &local,
+                dropout: spec.dropout,
+                seed: federation.seed + round,
+            };
+            let mut in_all = |step: StepReport| {
+                on_step(StepReport {
+                    step: step.step + round as u32 * local.steps,
+                    steps: local.steps * rounds as u32,
+                    ..step
+                });
+            };
+            fit.run(&schedule, &shard, stop, &mut in_all)?;
+        }
         Ok(fit.finish()?.0)
     }
 
     /// Reads an adapter of this federation from a PEFT directory.
     pub(super) fn read(&self, directory: &Path) -> anyhow::Result<Adapter> {
-        let layout = fedllm_models::lora::layout(self.model.config(), &self.lab.federation.lora)?;
-        Ok(peft::read(directory)?.to_adapter(&Arc::new(layout))?)
+        let peft = PeftAdapter::read(directory)?;
+        Ok(lora::from_peft(self.model.config(), &peft)?.1)
     }
 
     /// Measures the base model, or an adapter on it.

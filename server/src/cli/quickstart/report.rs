@@ -75,7 +75,7 @@ pub(super) struct Settings {
     pub(super) steps: u32,
     /// Rows in a step.
     pub(super) batch: u32,
-    /// Learning rate.
+    /// Learning rate of the first round; it falls by a cosine.
     pub(super) lr: f32,
     /// Rank of the adapter.
     pub(super) rank: u32,
