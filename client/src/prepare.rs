@@ -194,7 +194,8 @@ pub fn prepare_in_memory(
     Ok((builder.finish(origin), report))
 }
 
-/// Opens `path` as a shard of this tokenizer if it is one, else prepares it in memory.
+/// Opens `path` as a shard of this tokenizer if it is one, and reads it once to verify it; else
+/// prepares it in memory.
 ///
 /// # Errors
 ///
@@ -208,6 +209,7 @@ pub fn shard_or_rows(
     if Shard::is_shard(path) {
         let shard = Shard::open(path)?;
         shard.check_tokenizer(vocabulary.tokenizer.fingerprint())?;
+        shard.verify(progress)?;
         return Ok(shard);
     }
     let options = PrepareOptions {

@@ -1,6 +1,6 @@
 //! `fedllm-client prepare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -95,7 +95,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 fn write(
     vocabulary: Vocabulary<'_>,
     options: &PrepareOptions,
-    out: &PathBuf,
+    out: &Path,
     global: &Global,
 ) -> Result<(ShardFacts, PrepareReport), PrepareError> {
     let mut sink = Stoppable {
@@ -129,7 +129,7 @@ impl RowSink for Stoppable {
 
 #[derive(Serialize)]
 struct Written<'a> {
-    shard: &'a PathBuf,
+    shard: &'a Path,
     bytes: u64,
     #[serde(flatten)]
     report: &'a PrepareReport,
@@ -137,7 +137,7 @@ struct Written<'a> {
 }
 
 fn show(
-    out: &PathBuf,
+    out: &Path,
     header: ShardFacts,
     report: &PrepareReport,
     global: &Global,
@@ -155,7 +155,7 @@ fn show(
     Ok(())
 }
 
-fn table(out: &PathBuf, bytes: u64, header: &ShardFacts, report: &PrepareReport) -> String {
+fn table(out: &Path, bytes: u64, header: &ShardFacts, report: &PrepareReport) -> String {
     let mut lines = vec![line("shard", out.display().to_string())];
     let mut add = |name: &str, value: String| lines.push(line(name, value));
     add(

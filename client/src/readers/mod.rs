@@ -28,10 +28,13 @@ pub use record::{Format, Record, RowProblem};
 /// The longest row that is read: a file that is not what it seems must not fill the memory.
 const MAX_ROW_BYTES: usize = 64 << 20;
 
+/// Rows in the order of their file.
+type Rows = Box<dyn Iterator<Item = Result<RawRow, ReadError>> + Send>;
+
 /// The rows of one file, in order.
 pub struct RowReader {
     path: PathBuf,
-    rows: Box<dyn Iterator<Item = Result<RawRow, ReadError>> + Send>,
+    rows: Rows,
     read: Arc<AtomicU64>,
     bytes: u64,
 }
@@ -47,7 +50,7 @@ impl RowReader {
         let source = source::open(path)?;
         let read = Arc::clone(&source.read);
         let bytes = source.bytes;
-        let rows: Box<dyn Iterator<Item = _> + Send> = match source.kind {
+        let rows: Rows = match source.kind {
             Kind::Array => Box::new(json::Array::new(source)),
             Kind::Lines => Box::new(json::Lines::new(source)),
             Kind::Text => Box::new(table::Blocks::new(source)),
@@ -283,11 +286,7 @@ fn advance(start: Place, bytes: &[u8]) -> Place {
 }
 
 #[cfg(feature = "parquet")]
-fn parquet_rows(
-    path: &Path,
-    read: &Arc<AtomicU64>,
-    bytes: u64,
-) -> Result<Box<dyn Iterator<Item = Result<RawRow, ReadError>> + Send>, ReadError> {
+fn parquet_rows(path: &Path, read: &Arc<AtomicU64>, bytes: u64) -> Result<Rows, ReadError> {
     Ok(Box::new(parquet::Rows::open(
         path,
         Arc::clone(read),
@@ -296,11 +295,7 @@ fn parquet_rows(
 }
 
 #[cfg(not(feature = "parquet"))]
-fn parquet_rows(
-    path: &Path,
-    _read: &Arc<AtomicU64>,
-    _bytes: u64,
-) -> Result<Box<dyn Iterator<Item = Result<RawRow, ReadError>> + Send>, ReadError> {
+fn parquet_rows(path: &Path, _read: &Arc<AtomicU64>, _bytes: u64) -> Result<Rows, ReadError> {
     Err(ReadError::ParquetNotBuilt(path.to_owned()))
 }
 
