@@ -22,8 +22,10 @@
 //! cubecl; only the driver keeps its own shader cache. cubecl would also read a `cubecl.toml` from the
 //! working directory or any of its parents; [`open`] installs the configuration before cubecl looks,
 //! so a file that happens to lie there changes nothing. `CUBECL_AUTOTUNE_LEVEL` (`minimal`,
-//! `balanced`, `extensive`, `full`) sets how finely shapes are told apart; we default to `balanced`,
-//! and to `minimal` on software adapters, where every timing run is slow. Tests set `minimal`.
+//! `balanced`, `extensive`, `full`) says how good a variant must be to end the search: every level but
+//! `full` first measures the peak of the device, once for each process. We leave it at `balanced`, and
+//! take `full` with a single run of each variant on software adapters, where the measurement of the
+//! peak alone takes longer than all of our kernels. Leave the variable alone in tests.
 //! Autotuning may pick another variant on another run, so results on a GPU agree between runs to
 //! rounding only; on the CPU they agree exactly.
 //!

@@ -12,22 +12,34 @@ use fedllm_models::device::{
 use super::Global;
 use crate::exit::{Code, Explain};
 
+const EXAMPLES: &str = "Examples:
+  fedllm-client devices
+  fedllm-client devices --json | jq '.devices[] | {index, name, verdict: .report.verdict}'
+  fedllm-client train --device radeon ...   # or auto, cpu, gpu, or a number of this list";
+
+const LONG_HELP: &str = "\
+Every device trains one step of a tiny model, in a process of its own, and its loss and gradients are
+compared with those of the processor: `passed` shows the largest relative difference. A device that
+computes something else, crashes or hangs is not used. The verdicts are kept until the driver or this
+program changes; this command tests again.
+
+tok/s is the speed of that tiny model, good for comparing devices, not for guessing how long a real
+model takes.
+
+Without `--device` the other commands take the first usable of: discrete GPU, integrated GPU,
+processor. Software adapters, which imitate a GPU on the processor, are slow; they are listed, but
+tested only with `--software` and used only when named.
+
+Exit code 4 means that no device is usable.
+
+Examples:
+  fedllm-client devices
+  fedllm-client devices --json | jq '.devices[] | {index, name, verdict: .report.verdict}'
+  fedllm-client train --device radeon ...   # or auto, cpu, gpu, or a number of this list";
+
 /// Arguments of `devices`.
 #[derive(Debug, clap::Args)]
-#[command(
-    long_about = "List the devices that can train here, with a self-test of each.\n\n\
-        Every device trains one step of a tiny model, in a process of its own, and its loss and \
-        gradients are compared with those of the processor. A device that computes something else, \
-        crashes or hangs is not used. The verdicts are kept until the driver or this program \
-        changes; this command tests again.\n\n\
-        Without `--device` the other commands take the first usable of: discrete GPU, integrated \
-        GPU, processor. Software adapters, which imitate a GPU on the processor, are slow; they \
-        are listed, but tested only with `--software` and used only when named.",
-    after_help = "Examples:\n  \
-        fedllm-client devices\n  \
-        fedllm-client devices --json | jq '.devices[] | {index, name, verdict: .report.verdict}'\n  \
-        fedllm-client train --device radeon ...   # or auto, cpu, gpu, or a number of this list"
-)]
+#[command(after_help = EXAMPLES, after_long_help = LONG_HELP)]
 pub(crate) struct Args {
     /// Show what is known from earlier tests, and test nothing.
     #[arg(long)]
@@ -75,7 +87,11 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 }
 
 /// Opens the device that the user wishes, after its self-test, and says in the log which it is.
-pub(crate) fn select(choice: &DeviceChoice) -> anyhow::Result<Selection> {
+///
+/// # Errors
+///
+/// No such device, or it failed its self-test; the error carries its exit code and a hint.
+pub fn select(choice: &DeviceChoice) -> anyhow::Result<Selection> {
     let selection = prober()?.select(choice).code(Code::Device).hint(
         "`fedllm-client devices` lists the devices and tests them; `--device cpu` always works",
     )?;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::selftest::{self, SelfTest, SelfTestError, StepFn};
 use super::tiny::tiny_step;
-use super::{Backend, DeviceChoice, DeviceError, DeviceInfo, list, open};
+use super::{Backend, DeviceChoice, DeviceError, DeviceInfo, DeviceKind, list, open};
 
 /// Set in the child process: `list`, or the index of the device to test.
 pub const CHILD_VARIABLE: &str = "FEDLLM_PROBE_DEVICE";
@@ -234,7 +234,8 @@ impl Prober {
         self
     }
 
-    /// Gives a self-test so much time; the default of five minutes covers compiling every kernel.
+    /// Gives a self-test so much time, and four times as much to a software adapter. The default of
+    /// five minutes covers compiling every kernel.
     pub fn with_time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
@@ -246,14 +247,20 @@ impl Prober {
     ///
     /// [`DeviceError::Probe`] if a driver crashes or hangs already then.
     pub fn list(&self) -> Result<Vec<DeviceInfo>, DeviceError> {
-        self.ask("list").map_err(|verdict| DeviceError::Probe {
-            reason: verdict.to_string(),
-        })
+        self.ask("list", self.time_limit)
+            .map_err(|verdict| DeviceError::Probe {
+                reason: verdict.to_string(),
+            })
     }
 
     /// Tests a device in a child process now, and remembers the verdict.
     pub fn probe(&self, info: &DeviceInfo) -> ProbeReport {
-        let report = match self.ask::<ProbeReport>(&info.index.to_string()) {
+        // A software adapter compiles and computes on the processor, which takes minutes.
+        let limit = match info.kind {
+            DeviceKind::Software => 4 * self.time_limit,
+            _ => self.time_limit,
+        };
+        let report = match self.ask::<ProbeReport>(&info.index.to_string(), limit) {
             Ok(report) if report.key == info.key() => report,
             Ok(_) => self.report(
                 info,
@@ -359,7 +366,7 @@ impl Prober {
     }
 
     /// Runs the child and parses its answer; the verdict says why there is none.
-    fn ask<T: DeserializeOwned>(&self, task: &str) -> Result<T, Verdict> {
+    fn ask<T: DeserializeOwned>(&self, task: &str, limit: Duration) -> Result<T, Verdict> {
         if self.args.is_empty() && !LOOKS_FOR_TASKS.load(Ordering::Relaxed) {
             return Err(Verdict::Failed {
                 reason: "this program cannot test devices, as its main does not call the probe"
@@ -378,7 +385,7 @@ impl Prober {
             })?;
         let output = drain(child.stdout.take());
         let errors = drain(child.stderr.take());
-        let status = wait(&mut child, self.time_limit)?;
+        let status = wait(&mut child, limit)?;
         // Both threads end with the child's side of the pipe; a panic in them loses only text.
         let output = output.join().unwrap_or_default();
         let errors = errors.join().unwrap_or_default();
@@ -457,7 +464,7 @@ fn write_cache(directory: &Path, known: &BTreeMap<String, ProbeReport>) -> std::
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DeviceKind, Features, Memory};
+    use super::super::{Features, Memory};
     use super::selftest::TinyStep;
     use super::*;
 
