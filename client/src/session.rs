@@ -5,13 +5,16 @@
 //! own, transfers in tasks of their own; they report back as events. A connection that breaks
 //! disturbs neither: the work goes on, and the next connection takes over.
 
+mod link;
+mod rounds;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedllm_shared::{
-    Adapter, BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, Hello, Layout, LoraSpec,
-    ModelVersion, PROTOCOL, Participant, ParticipantAction, ParticipantInput, RefuseReason,
-    RoundId, ServerMessage, StopReason, Timestamp, UpdateOffer, decode_adapter,
+    Adapter, BlobRef, DeclineReason, ErrorCode, Hello, Layout, LoraSpec, ModelVersion, PROTOCOL,
+    Participant, ParticipantAction, ParticipantInput, ServerMessage, StopReason, Timestamp,
+    UpdateOffer, decode_adapter,
 };
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -19,22 +22,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::governor::{SleepWatch, StopFlag};
-use crate::job::{Event, Job, Report};
-use crate::ledger::{Kind, Meter, Outcome, RoundRecord};
+use crate::job::{Event, Job};
+use crate::ledger::Meter;
 use crate::net::{self, Dial, NetError, Transport};
 use crate::notice::{Notice, Notices};
 use crate::shard::Shard;
 use crate::state::StateError;
 use crate::store::RoundStore;
-use crate::train::{StepReport, TrainError, Trainer};
+use crate::train::Trainer;
 use crate::work::{Update, WorkError, Workshop, adapter_bound};
 
 /// How often to look whether the machine slept, and to save the ledger.
 const TICK: Duration = Duration::from_secs(5);
-/// The server hears of the training at most this often.
-const PROGRESS: Duration = Duration::from_secs(1);
-/// After so many rounds in a row that failed here, something is wrong here.
-const FAILURES: u32 = 3;
 
 /// What a session is made of.
 pub struct SessionParts<D> {
@@ -118,6 +117,8 @@ pub struct Session<D: Dial> {
     rounds_done: u64,
     failures: u32,
     job: Option<Job>,
+    /// Jobs that were told to stop and are in their last step.
+    ending: Vec<JoinHandle<()>>,
     upload: Option<JoinHandle<()>>,
     /// An update that is to be sent, as long as it is in memory.
     update: Option<Update>,
@@ -145,7 +146,9 @@ impl<D: Dial> Session<D> {
     pub fn new(parts: SessionParts<D>) -> Result<Self, SessionError> {
         let state = parts.store.load()?;
         let held = state.held.clone();
-        parts.store.discard_others(held.as_ref().map(|offer| offer.blob.digest))?;
+        parts
+            .store
+            .discard_others(held.as_ref().map(|offer| offer.blob.digest))?;
         let hello = hello(&*parts.trainer, &parts.shard);
         let participant = Participant::new(hello, state, parts.seed, Timestamp::ZERO);
         let (sender, events) = unbounded_channel();
@@ -163,6 +166,7 @@ impl<D: Dial> Session<D> {
             rounds_done: 0,
             failures: 0,
             job: None,
+            ending: Vec::new(),
             upload: None,
             update: None,
             offer: held.clone(),
@@ -192,8 +196,10 @@ impl<D: Dial> Session<D> {
         if let Some(link) = self.link.take() {
             link.close().await;
         }
-        if let Some(job) = self.job.take() {
-            job.end().await;
+        self.end_job();
+        for ending in self.ending.drain(..) {
+            // Whatever it says, it has ended.
+            let _ = ending.await;
         }
         self.save_ledger();
         match (ending, self.doomed) {
@@ -208,6 +214,10 @@ impl<D: Dial> Session<D> {
                 if let Some(ending) = self.act(action).await? {
                     return Ok(ending);
                 }
+            }
+            if self.doomed.is_some() && !self.leaving && self.is_idle() {
+                self.leave();
+                continue;
             }
             let wake = self.wake();
             tokio::select! {
@@ -240,7 +250,8 @@ impl<D: Dial> Session<D> {
             ParticipantAction::StopTraining { .. } => self.end_job(),
             ParticipantAction::Upload { offer, .. } => self.upload(&offer),
             ParticipantAction::Discard(digest) => {
-                self.update.take_if(|update| update.offer.blob.digest == digest);
+                self.update
+                    .take_if(|update| update.offer.blob.digest == digest);
                 let discarded = self.store.discard_delta(digest);
                 self.note_state(discarded);
             }
@@ -259,237 +270,6 @@ impl<D: Dial> Session<D> {
             ParticipantAction::Stop(reason) => return self.stopped(reason).await.map(Some),
         }
         Ok(None)
-    }
-
-    async fn connect(&mut self) -> Result<(), SessionError> {
-        let dialed = tokio::select! {
-            biased;
-            () = self.stop.stopped(), if !self.leaving => {
-                Err(NetError::Lost("stopped".to_owned()))
-            }
-            dialed = self.dialer.dial() => dialed,
-        };
-        match dialed {
-            Ok(link) => {
-                self.link = Some(link);
-                self.input(ParticipantInput::Connected);
-            }
-            Err(error) => self.lost(error)?,
-        }
-        Ok(())
-    }
-
-    fn disconnect(&mut self) {
-        if let Some(link) = self.link.take() {
-            // A goodbye takes a moment, and nothing waits for it; at the end `run` does.
-            tokio::spawn(link.close());
-        }
-    }
-
-    async fn send(&mut self, message: ClientMessage) -> Result<(), SessionError> {
-        self.note_sent(&message);
-        let Some(link) = &mut self.link else { return Ok(()) };
-        match link.send(&message).await {
-            Ok(bytes) => self.meter.count(kind(&message), bytes),
-            Err(error) => self.lost(error)?,
-        }
-        if message == ClientMessage::Leaving {
-            // The goodbye itself must arrive before the program ends.
-            if let Some(link) = self.link.take() {
-                link.close().await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells the owner of a task that is not done here.
-    fn note_sent(&mut self, message: &ClientMessage) {
-        let ClientMessage::Decline { round, reason } = message else { return };
-        (self.notices)(Notice::Failed { round: round.0, reason: reason.to_string() });
-        let lasting = match reason {
-            DeclineReason::StaleRound | DeclineReason::Paused => false,
-            DeclineReason::WrongBase
-            | DeclineReason::WrongLayout
-            | DeclineReason::OutOfBounds
-            | DeclineReason::Unsupported => true,
-        };
-        if lasting {
-            self.give_up(SessionError::Unfit(*reason));
-        }
-    }
-
-    /// The connection is gone, or could not be made.
-    fn lost(&mut self, error: NetError) -> Result<(), SessionError> {
-        self.disconnect();
-        if !error.is_transient() {
-            return Err(error.into());
-        }
-        self.input(ParticipantInput::Disconnected);
-        let now = self.now();
-        let retry = self.participant.poll_timeout().map_or(Duration::ZERO, |at| at.since(now));
-        (self.notices)(Notice::Disconnected {
-            reason: error.to_string(),
-            retry_seconds: retry.as_secs_f64(),
-        });
-        Ok(())
-    }
-
-    fn message(&mut self, message: ServerMessage) {
-        match &message {
-            ServerMessage::Wait { reason, .. } => {
-                (self.notices)(Notice::Waiting { reason: reason.to_string() });
-            }
-            ServerMessage::Refused { round, reason } => self.refused(*round, *reason),
-            _ => {}
-        }
-        self.input(ParticipantInput::Message(message));
-    }
-
-    fn event(&mut self, event: Event) {
-        match event {
-            Event::Uploaded { round, result } => self.uploaded(round, result),
-            Event::Job { id, report } => {
-                if let Some(job) = self.job.take_if(|job| job.id() == id) {
-                    self.job = self.job_went_on(job, report);
-                }
-            }
-        }
-    }
-
-    fn job_went_on(&mut self, mut job: Job, report: Report) -> Option<Job> {
-        match report {
-            Report::Fits(layout) => {
-                self.kind = Some((job.task().lora.clone(), Arc::clone(&layout)));
-                job.fits(layout);
-                job.fetch(self.link.as_ref(), &self.meter);
-                Some(job)
-            }
-            Report::Fetched { received, result } => match job.fetched(received, result) {
-                Ok(training) => {
-                    if training {
-                        let (round, steps) = (job.task().round.0, job.task().local.steps);
-                        (self.notices)(Notice::TrainingStarted { round, steps });
-                    }
-                    Some(job)
-                }
-                Err(error) => {
-                    self.failed(&job, error);
-                    None
-                }
-            },
-            Report::Step(step) => {
-                self.step(job.task().round, step);
-                Some(job)
-            }
-            Report::Done(Ok(update)) => {
-                self.trained(update);
-                None
-            }
-            Report::Done(Err(error)) => {
-                self.failed(&job, error);
-                None
-            }
-        }
-    }
-
-    fn step(&mut self, round: RoundId, report: StepReport) {
-        let StepReport { step, steps, loss, tokens, seconds, .. } = report;
-        (self.notices)(Notice::Step { round: round.0, step, steps, loss, tokens, seconds });
-        let now = Instant::now();
-        let due = self.last_progress.is_none_or(|last| now >= last + PROGRESS);
-        if due || step == steps {
-            self.last_progress = Some(now);
-            self.input(ParticipantInput::Progress { round, step, steps, loss });
-        }
-    }
-
-    fn trained(&mut self, update: Update) {
-        self.failures = 0;
-        // On a full disk the update is sent from memory all the same; see `note_state`.
-        let saved = self.store.save_delta(update.offer.blob.digest, &update.blob);
-        self.note_state(saved);
-        let offer = update.offer.clone();
-        self.update = Some(update);
-        self.offer = Some(offer.clone());
-        self.input(ParticipantInput::Trained(offer));
-    }
-
-    /// The work of a round came to nothing.
-    fn failed(&mut self, job: &Job, error: WorkError) {
-        let round = job.task().round;
-        if matches!(error, WorkError::Train(TrainError::Stopped { .. })) {
-            self.input(ParticipantInput::TrainFailed { round, reason: FailReason::Stopped });
-            return;
-        }
-        if let Some(reason) = error.decline_reason() {
-            tracing::error!(round = round.0, %error, "this task cannot be done here");
-            self.input(ParticipantInput::Unfit { round, reason });
-            return;
-        }
-        tracing::warn!(round = round.0, error = %describe(&error), "this round's work failed");
-        (self.notices)(Notice::Failed { round: round.0, reason: describe(&error) });
-        self.meter.record(failure(round, describe(&error)));
-        self.input(ParticipantInput::TrainFailed { round, reason: error.fail_reason() });
-        self.failures += 1;
-        if self.failures >= FAILURES {
-            self.give_up(SessionError::Training { failures: self.failures, source: error });
-        }
-    }
-
-    fn upload(&mut self, offer: &UpdateOffer) {
-        if let Some(old) = self.upload.take() {
-            old.abort();
-        }
-        let loaded = match self.update.take_if(|update| update.offer.blob == offer.blob) {
-            Some(update) => Some(update),
-            None => self.reload(offer.clone()).ok().and_then(|()| self.update.take()),
-        };
-        let (Some(update), Some(link)) = (loaded, &self.link) else { return };
-        let (round, bytes) = (offer.round, update.blob.clone());
-        self.update = Some(update);
-        (self.notices)(Notice::Uploading { round: round.0, bytes: bytes.len() as u64 });
-        let (streams, meter, sender) = (link.streams(), self.meter.clone(), self.sender.clone());
-        self.upload = Some(tokio::spawn(async move {
-            let result = net::put(&streams, round, &bytes, &meter).await;
-            // The session may have ended meanwhile.
-            let _ = sender.send(Event::Uploaded { round, result });
-        }));
-    }
-
-    fn uploaded(&mut self, round: RoundId, result: Result<(), NetError>) {
-        let Err(error) = result else { return };
-        tracing::warn!(round = round.0, %error, "the upload broke off");
-        if self.link.is_some() {
-            self.input(ParticipantInput::UploadFailed { round });
-        }
-    }
-
-    fn counted(&mut self, round: RoundId) {
-        self.rounds_done += 1;
-        let offer = self.offer.take_if(|offer| offer.round == round);
-        let record = record(round, Outcome::Received, None, offer.as_ref());
-        (self.notices)(Notice::Received {
-            round: round.0,
-            loss_first: record.loss_first,
-            loss_last: record.loss_last,
-            bytes: record.delta_bytes,
-        });
-        self.meter.record(record);
-        self.save_ledger();
-        if self.max_rounds.is_some_and(|max| self.rounds_done >= max) || self.doomed.is_some() {
-            self.leave();
-        }
-    }
-
-    fn refused(&mut self, round: RoundId, reason: RefuseReason) {
-        let reason = reason.to_string();
-        let offer = self.offer.take_if(|offer| offer.round == round);
-        let record = record(round, Outcome::Refused, Some(reason.clone()), offer.as_ref());
-        self.meter.record(record);
-        (self.notices)(Notice::Refused { round: round.0, reason });
-        if self.doomed.is_some() {
-            self.leave();
-        }
     }
 
     async fn stopped(&mut self, reason: StopReason) -> Result<Ending, SessionError> {
@@ -516,9 +296,9 @@ impl<D: Dial> Session<D> {
         }
         let mut received = Vec::new();
         let fetched = net::get(&streams, blob, &mut received, &self.meter).await;
-        let fetched = fetched.map_err(|error| error.to_string()).and_then(|()| {
-            decode_adapter(&received, &layout).map_err(|error| error.to_string())
-        });
+        let fetched = fetched
+            .map_err(|error| error.to_string())
+            .and_then(|()| decode_adapter(&received, &layout).map_err(|error| error.to_string()));
         match fetched {
             Ok(adapter) => Some((lora, adapter)),
             Err(error) => {
@@ -532,9 +312,14 @@ impl<D: Dial> Session<D> {
         let (now, wall) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH));
         if now >= self.next_tick {
             self.next_tick = now + TICK;
-            let slept = self.sleep.look(now - self.started, wall.unwrap_or(Duration::ZERO));
+            let slept = self
+                .sleep
+                .look(now - self.started, wall.unwrap_or(Duration::ZERO));
             if let (Some(slept), Some(_)) = (slept, &self.link) {
-                tracing::info!(seconds = slept.as_secs(), "this machine slept; connecting again");
+                tracing::info!(
+                    seconds = slept.as_secs(),
+                    "this machine slept; connecting again"
+                );
                 // A transient loss is never an error.
                 let _ = self.lost(NetError::Lost("this machine slept".to_owned()));
             }
@@ -550,8 +335,15 @@ impl<D: Dial> Session<D> {
     fn wake(&self) -> Instant {
         let timeout = self.participant.poll_timeout();
         let timeout = timeout.map(|at| self.started + Duration::from_millis(at.0));
-        let fetch = self.job.as_ref().and_then(Job::retry_at).filter(|_| self.link.is_some());
-        [timeout, fetch].into_iter().flatten().fold(self.next_tick, Instant::min)
+        let fetch = self
+            .job
+            .as_ref()
+            .and_then(Job::retry_at)
+            .filter(|_| self.link.is_some());
+        [timeout, fetch]
+            .into_iter()
+            .flatten()
+            .fold(self.next_tick, Instant::min)
     }
 
     fn leave(&mut self) {
@@ -567,29 +359,15 @@ impl<D: Dial> Session<D> {
 
     /// A disk that fails ends the session, but not before the update in hand is sent.
     fn note_state(&mut self, result: Result<(), StateError>) {
-        let Err(error) = result else { return };
-        tracing::error!(%error, "what must survive a crash cannot be kept");
-        self.doomed.get_or_insert(error.into());
-        if self.participant.state().held.is_none() && self.job.is_none() {
-            self.leave();
+        if let Err(error) = result {
+            tracing::error!(%error, "what must survive a crash cannot be kept");
+            self.doomed.get_or_insert(error.into());
         }
     }
 
-    fn reload(&mut self, offer: UpdateOffer) -> Result<(), SessionError> {
-        match self.store.load_delta(offer.blob)? {
-            Some(blob) => self.update = Some(Update { offer, blob }),
-            None => {
-                tracing::warn!(round = offer.round.0, "the update that was kept is gone");
-                self.input(ParticipantInput::HeldLost);
-            }
-        }
-        Ok(())
-    }
-
-    fn end_job(&mut self) {
-        if let Some(job) = self.job.take() {
-            tokio::spawn(job.end());
-        }
+    /// Whether no work is under way and no update waits for a receipt.
+    fn is_idle(&self) -> bool {
+        self.job.is_none() && self.participant.state().held.is_none()
     }
 
     fn save_ledger(&mut self) {
@@ -628,54 +406,6 @@ fn hello(trainer: &dyn Trainer, shard: &Shard) -> Hello {
         base: trainer.base(),
         resume: None,
     }
-}
-
-fn kind(message: &ClientMessage) -> Kind {
-    match message {
-        ClientMessage::Hello(_) => Kind::Hello,
-        ClientMessage::Progress { .. } => Kind::Progress,
-        ClientMessage::Offer(_) => Kind::Offer,
-        ClientMessage::Accept { .. }
-        | ClientMessage::Decline { .. }
-        | ClientMessage::Failed { .. }
-        | ClientMessage::Leaving => Kind::Answer,
-    }
-}
-
-fn failure(round: RoundId, reason: String) -> RoundRecord {
-    record(round, Outcome::Failed, Some(reason), None)
-}
-
-fn record(
-    round: RoundId,
-    outcome: Outcome,
-    reason: Option<String>,
-    offer: Option<&UpdateOffer>,
-) -> RoundRecord {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    RoundRecord {
-        round: round.0,
-        outcome,
-        reason,
-        loss_first: offer.map(|offer| offer.metrics.loss_first),
-        loss_last: offer.map(|offer| offer.metrics.loss_last),
-        rows: offer.map_or(0, |offer| offer.rows),
-        loss_tokens: offer.map_or(0, |offer| offer.loss_tokens),
-        delta_bytes: offer.map_or(0, |offer| offer.blob.len),
-        seconds: offer.map_or(0.0, |offer| offer.metrics.seconds),
-        ended: now.as_secs(),
-    }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &WorkError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ pub async fn put<S: Streams>(
 }
 
 /// Sends one frame; returns its length.
-pub(super) async fn send(
+pub(crate) async fn send(
     writer: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
 ) -> Result<u64, NetError> {
@@ -94,7 +94,7 @@ pub(super) async fn send(
 }
 
 /// Receives one frame and reads no byte beyond it.
-pub(super) async fn receive<M: Serialize + DeserializeOwned>(
+pub(crate) async fn receive<M: Serialize + DeserializeOwned>(
     reader: &mut (impl AsyncRead + Unpin),
 ) -> Result<M, NetError> {
     let mut decoder = FrameDecoder::new();
@@ -114,7 +114,7 @@ pub(super) async fn receive<M: Serialize + DeserializeOwned>(
 }
 
 /// Sends `bytes` in chunks and ends the stream; tells how many bytes went out each time.
-pub(super) async fn write_chunks(
+pub(crate) async fn write_chunks(
     writer: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
     mut on_bytes: impl FnMut(u64),
@@ -128,7 +128,7 @@ pub(super) async fn write_chunks(
 }
 
 /// Receives the chunks that `received` lacks of `blob`, and checks the whole.
-pub(super) async fn read_chunks(
+pub(crate) async fn read_chunks(
     reader: &mut (impl AsyncRead + Unpin),
     blob: BlobRef,
     received: &mut Vec<u8>,

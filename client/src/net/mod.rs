@@ -16,6 +16,8 @@ use fedllm_shared::{ClientMessage, ServerMessage};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use blobs::{get, put};
+#[cfg(test)]
+pub(crate) use blobs::{read_chunks, receive as receive_frame, send as send_frame, write_chunks};
 pub use error::NetError;
 pub(crate) use error::readable;
 pub use join::{JoinError, join};

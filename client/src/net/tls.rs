@@ -135,7 +135,8 @@ impl ServerCertVerifier for ByHash {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms
+        provider()
+            .signature_verification_algorithms
             .supported_schemes()
     }
 }
