@@ -40,6 +40,23 @@ fn gpu_operations_agree_with_the_cpu() {
     assert!(wrong.is_empty(), "on {info}:\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn gpu_memory_that_is_not_there_is_an_error() {
+    let Some(info) = adapter() else {
+        return;
+    };
+    let gpu = device::open(&info).unwrap();
+    let len = (info.memory.largest_buffer_bytes / 4) as usize + 1024;
+    let outcome = device::run_checked(&gpu, || {
+        let large = Tensor::<1>::ones([len], &gpu) * 2.0;
+        large.slice([0..1]).try_into_vec_as::<f32>()
+    });
+    assert!(!matches!(outcome, Ok(Ok(_))), "{outcome:?}");
+    println!("{len} values: {outcome:?}");
+    let after = device::run_checked(&gpu, || out(floats([3, 4], 1, &gpu) + 1.0)).unwrap();
+    assert_eq!(after, out(floats([3, 4], 1, &Device::flex()) + 1.0));
+}
+
 fn adapter() -> Option<DeviceInfo> {
     let wish = std::env::var("FEDLLM_TEST_GPU").ok()?;
     let devices = device::list();
