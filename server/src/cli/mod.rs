@@ -118,7 +118,9 @@ impl Global {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    start_logging(&cli.options);
+    // The quickstart tells what happens in its own words.
+    let terse = cli.options.quiet || matches!(cli.command, Command::Quickstart(_));
+    start_logging(cli.options.log_format, terse);
     let global = Global {
         quiet: cli.options.quiet,
     };
@@ -147,8 +149,8 @@ fn client_arguments(args: &[OsString]) -> Option<Vec<OsString>> {
     Some(std::iter::once(name).chain(args[2..].iter().cloned()).collect())
 }
 
-fn start_logging(options: &Options) {
-    let default = match options.quiet {
+fn start_logging(format: LogFormat, terse: bool) {
+    let default = match terse {
         true => "warn",
         false => "warn,fedllm_server=info,fedllm_client=info,fedllm_models=info",
     };
@@ -158,7 +160,7 @@ fn start_logging(options: &Options) {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    let started = match options.log_format {
+    let started = match format {
         LogFormat::Text => builder.compact().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };

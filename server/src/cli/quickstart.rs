@@ -16,10 +16,9 @@ use fedllm_client::{Code, Explain, Shard, StopFlag};
 use fedllm_models::device::DeviceChoice;
 use fedllm_shared::Adapter;
 
-use self::evaluate::HeldOut;
 use self::lab::{Bench, Lab};
 use self::owners::{OWNERS, Owner};
-use self::report::{OwnerScore, Report, Seconds, Settings};
+use self::report::{OwnerScore, Report, Score, Seconds, Settings};
 use self::view::View;
 use super::Global;
 use crate::Folder;
@@ -135,16 +134,20 @@ fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
     seconds.local = lap(&mut clock);
 
     view.say("all of them on rows that nobody trained on");
-    drop(view);
     let adapter = plan.out.join("adapter");
     federation::export(&folder, &adapter)?;
     let federated = bench.read(&adapter)?;
+    let measure = |name: &str, adapter: Option<&Adapter>| {
+        let score = bench.score(adapter, &held_out)?;
+        view.say(&format!("  {name:16} loss {:.3}", score.loss));
+        anyhow::Ok(score)
+    };
     let report = Report {
         model: args.model.clone(),
         device: bench.device().to_owned(),
-        base: bench.score(None, &held_out)?,
-        local: score_alone(&bench, &alone, &held_out)?,
-        federated: bench.score(Some(&federated), &held_out)?,
+        base: measure("base", None)?,
+        local: score_alone(&alone, measure)?,
+        federated: measure("federated", Some(&federated))?,
         rounds,
         adapter,
         settings: settings(args, &folder),
@@ -201,12 +204,11 @@ fn train_alone(bench: &Bench<'_>, plan: &Plan, view: &View) -> anyhow::Result<Ve
 }
 
 fn score_alone(
-    bench: &Bench<'_>,
     alone: &[Adapter],
-    held_out: &HeldOut,
+    measure: impl Fn(&str, Option<&Adapter>) -> anyhow::Result<Score>,
 ) -> anyhow::Result<Vec<OwnerScore>> {
     let scores = OWNERS.iter().zip(alone).map(|(owner, adapter)| {
-        let score = bench.score(Some(adapter), held_out)?;
+        let score = measure(&format!("{} alone", owner.name), Some(adapter))?;
         let owner = owner.name.to_owned();
         Ok(OwnerScore { owner, score })
     });

@@ -53,7 +53,7 @@ impl Owner {
     pub(super) fn example(&self) -> Option<String> {
         let row: serde_json::Value = serde_json::from_str(self.held_out.lines().next()?).ok()?;
         Some(format!(
-            "{}\n{}",
+            "{} {}",
             row["instruction"].as_str()?,
             row["input"].as_str()?
         ))
