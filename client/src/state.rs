@@ -15,6 +15,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use etcetera::{AppStrategy, AppStrategyArgs};
 use fedllm_shared::Digest;
@@ -314,10 +315,17 @@ impl Enrollment {
             .write(true)
             .open(&path)
             .map_err(io_error("lock", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(StateError::InUse { path }),
-            Err(TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock { _file: file }),
+                // A process that was killed holds its lock until the system has cleaned up.
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(LOCK_PATIENCE / 20);
+                }
+                Err(TryLockError::WouldBlock) => return Err(StateError::InUse { path }),
+                Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+            }
         }
     }
 
@@ -362,6 +370,8 @@ pub struct Lock {
     _file: File,
 }
 
+/// How long to wait for another process to let go.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "certificate.der";
 const CA: &str = "ca.der";

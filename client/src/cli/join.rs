@@ -67,13 +67,11 @@ fn tell(enrollment: &Enrollment, global: &Global) -> anyhow::Result<()> {
     if global.json {
         return global.print_json(&joined);
     }
-    println!(
-        "joined {} at {} as {}",
-        joined.federation, joined.server, joined.name
-    );
-    println!("key and certificate are in {}", joined.state);
-    println!("next: fedllm-client run --shard SHARD --model MODEL");
-    Ok(())
+    global.print(&format!(
+        "joined {} at {} as {}\nkey and certificate are in {}\n\
+         next: fedllm-client run --shard SHARD --model MODEL\n",
+        joined.federation, joined.server, joined.name, joined.state
+    ))
 }
 
 #[derive(Serialize)]

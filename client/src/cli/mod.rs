@@ -16,6 +16,7 @@ mod train;
 pub use devices::select as select_device;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -89,25 +90,26 @@ enum LogFormat {
     Json,
 }
 
+// The texts are attributes: a doc comment here would hide the long text at a command's `Args`.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the devices that can train here, with a self-test of each.
+    #[command(about = "List the devices that can train here, with a self-test of each")]
     Devices(devices::Args),
-    /// Download a model of the catalog.
+    #[command(about = "Download a model of the catalog")]
     Pull(pull::Args),
-    /// Turn your own texts into a shard: token numbers in one file, read at training time.
+    #[command(about = "Turn your own texts into a shard: token numbers in one file, read at training time")]
     Prepare(prepare::Args),
-    /// Enroll in a federation with a join token.
+    #[command(about = "Enroll in a federation with a join token")]
     Join(join::Args),
-    /// Take part in a federation: train on your shard when the server asks, send only the delta.
+    #[command(about = "Take part in a federation: train on your shard when the server asks, send only the delta")]
     Run(run::Args),
-    /// Show what this client is enrolled in, and exactly what has left this machine.
+    #[command(about = "Show what this client is enrolled in, and exactly what has left this machine")]
     Status(status::Args),
-    /// Train an adapter alone, without a server.
+    #[command(about = "Train an adapter alone, without a server")]
     Train(train::Args),
-    /// Score prompts and completions: log-probabilities of every token.
+    #[command(about = "Score prompts and completions: log-probabilities of every token")]
     Score(score::Args),
-    /// Generate text from a model and an adapter.
+    #[command(about = "Generate text from a model and an adapter")]
     Generate(generate::Args),
     /// Print the completion script of a shell.
     Completions {
@@ -132,8 +134,19 @@ impl Global {
     /// Writes `value` to standard output as one line of JSON.
     pub(crate) fn print_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
         let line = serde_json::to_string(value)?;
-        self.bars.suspend(|| println!("{line}"));
-        Ok(())
+        self.print(&format!("{line}\n"))
+    }
+
+    /// Writes `text` to standard output. Whoever reads may have seen enough; that is no error.
+    pub(crate) fn print(&self, text: &str) -> anyhow::Result<()> {
+        let mut output = std::io::stdout().lock();
+        let written = self
+            .bars
+            .suspend(|| output.write_all(text.as_bytes()).and_then(|()| output.flush()));
+        match written {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("standard output cannot be written"),
+        }
     }
 }
 
@@ -186,17 +199,17 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// What a user can do about a failure of the network.
 fn net_hint(error: &NetError) -> String {
     match error {
-        NetError::Address { .. } => "is the server's name right, and does this machine have a                                      network?"
+        NetError::Address { .. } => "is the server's name right, and does this machine have a network?"
             .into(),
-        NetError::Unreachable { .. } => "is the server running, and does every firewall between                                          let UDP through to that port?"
+        NetError::Unreachable { .. } => "is the server running, and does every firewall between let UDP through to that port?"
             .into(),
-        NetError::ServerCertificate { .. } => "is this machine's clock right? If so, the operator                                                has to renew the server's certificate"
+        NetError::ServerCertificate { .. } => "is this machine's clock right? If so, the operator has to renew the server's certificate"
             .into(),
-        NetError::WrongAuthority => "somebody else answers at this address; if the operator made                                      a new certificate authority, join again with a new token"
+        NetError::WrongAuthority => "somebody else answers at this address; if the operator made a new certificate authority, join again with a new token"
             .into(),
-        NetError::ClientCertificateExpired => "ask the operator for a new token and join again;                                                rounds and ledger are kept"
+        NetError::ClientCertificateExpired => "ask the operator for a new token and join again; rounds and ledger are kept"
             .into(),
-        NetError::ClientCertificate { .. } => "the operator may have revoked it: ask for a new                                                token and join again"
+        NetError::ClientCertificate { .. } => "the operator may have revoked it: ask for a new token and join again"
             .into(),
         NetError::Version { .. } => "install the version of fedllm-client that the operator names"
             .into(),

@@ -1,6 +1,6 @@
 //! Progress bars and log lines on standard error, without one tearing the other.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -57,6 +57,7 @@ pub(super) fn start_logging(bars: &MultiProgress, format: LogFormat, filter: Env
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
+        .with_ansi(has_colors())
         .with_writer(AboveBars(bars.clone()));
     let started = match format {
         LogFormat::Text => builder.compact().try_init(),
@@ -65,6 +66,12 @@ pub(super) fn start_logging(bars: &MultiProgress, format: LogFormat, filter: Env
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
+}
+
+/// Colors are for terminals, unless the user wants none (no-color.org).
+fn has_colors() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !unwanted
 }
 
 struct AboveBars(MultiProgress);

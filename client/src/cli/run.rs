@@ -37,8 +37,6 @@ use crate::work::WorkError;
         fedllm-client run --shard notes.shard --model model.gguf --device cpu --once --json"
 )]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// A shard that `prepare` made of your data. Given several times, they are joined in memory.
     #[arg(long, value_name = "SHARD", required = true)]
     shard: Vec<PathBuf>,
@@ -60,6 +58,9 @@ pub(crate) struct Args {
     /// Pace uploads by measured bandwidth (BBR): faster where packets are lost by radio.
     #[arg(long)]
     bbr: bool,
+    // Last, because its heading holds for all that follows.
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// Runs `run`.
@@ -71,11 +72,23 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let base = open_base(&args.model.model, global)?;
     let shard = open_shards(&args.shard, &base, global)?;
     let (model, selection) = load(&base, &args.model)?;
-    let memory = Memory { recompute: args.low_memory, ..Memory::default() };
-    let trainer = LoraTrainer::new(Arc::new(model), selection.info.to_string(), memory);
+    let memory = Memory {
+        recompute: args.low_memory,
+        ..Memory::default()
+    };
+    let trainer = LoraTrainer::new(
+        Arc::new(model),
+        base.checkpoint().fingerprint(),
+        selection.info.to_string(),
+        memory,
+    );
 
     let meter = Meter::new(enrollment.ledger.clone());
-    let congestion = if args.bbr { Congestion::Bbr } else { Congestion::Cubic };
+    let congestion = if args.bbr {
+        Congestion::Bbr
+    } else {
+        Congestion::Cubic
+    };
     let dialer = QuicDialer::new(&enrollment.membership, DialOptions::new(congestion));
     let parts = SessionParts {
         dialer: dialer.code(Code::Network)?,
@@ -91,9 +104,10 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let outcome = runtime()?.block_on(async { Session::new(parts)?.run().await });
     let ending = explain(outcome)?;
     let adapter = match &ending {
-        Ending::Finished { adapter: Some((spec, adapter)), .. } => {
-            write_adapter(args.out.as_deref(), spec, adapter, &base)?
-        }
+        Ending::Finished {
+            adapter: Some((spec, adapter)),
+            ..
+        } => write_adapter(args.out.as_deref(), spec, adapter, &base)?,
         _ => None,
     };
     tell(&enrollment, &ending, adapter, &meter.ledger(), global)
@@ -107,17 +121,24 @@ fn enrollment(args: &Args, global: &Global) -> anyhow::Result<Enrollment> {
         Err(error @ StateError::NotEnrolled { .. }) => Err(error)
             .code(Code::Network)
             .hint("ask the operator for a join token, then: fedllm-client join TOKEN"),
-        Err(error @ StateError::Ambiguous { .. }) => {
-            Err(error).code(Code::Usage).hint("choose one with --federation NAME")
-        }
+        Err(error @ StateError::Ambiguous { .. }) => Err(error)
+            .code(Code::Usage)
+            .hint("choose one with --federation NAME"),
         other => other.map_err(anyhow::Error::from),
     }?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if now > enrollment.facts.not_after {
         let days = (now - enrollment.facts.not_after) / 86_400;
         return Err(NetError::ClientCertificateExpired)
-            .with_context(|| format!("the certificate for {} cannot be used", enrollment.membership.name))
+            .with_context(|| {
+                format!(
+                    "the certificate for {} cannot be used",
+                    enrollment.membership.name
+                )
+            })
             .code(Code::Network)
             .hint(format!("it ended {days} days ago, by this machine's clock"))
             .hint(net_hint(&NetError::ClientCertificateExpired));
@@ -149,10 +170,15 @@ fn open_shards(paths: &[PathBuf], base: &Base, global: &Global) -> anyhow::Resul
 /// Several shards as one.
 fn joined(shards: &[Shard]) -> anyhow::Result<Shard> {
     let first = shards.first().context("no shard was given")?;
-    if shards.iter().any(|shard| shard.template() != first.template()) {
-        return Err(anyhow::anyhow!("the shards were made with different templates"))
-            .code(Code::Data)
-            .hint("prepare them again with the same --template");
+    if shards
+        .iter()
+        .any(|shard| shard.template() != first.template())
+    {
+        return Err(anyhow::anyhow!(
+            "the shards were made with different templates"
+        ))
+        .code(Code::Data)
+        .hint("prepare them again with the same --template");
     }
     let mut builder = ShardBuilder::new();
     for shard in shards {
@@ -164,7 +190,11 @@ fn joined(shards: &[Shard]) -> anyhow::Result<Shard> {
     Ok(builder.finish(ShardOrigin {
         tokenizer: first.tokenizer(),
         template: first.template(),
-        max_tokens: shards.iter().map(|shard| shard.facts().max_tokens).max().unwrap_or_default(),
+        max_tokens: shards
+            .iter()
+            .map(|shard| shard.facts().max_tokens)
+            .max()
+            .unwrap_or_default(),
     }))
 }
 
@@ -184,7 +214,9 @@ fn write_adapter(
     base: &Base,
 ) -> anyhow::Result<Option<PathBuf>> {
     let Some(out) = out else { return Ok(None) };
-    lora::to_peft(spec, adapter, base.checkpoint().name())?.write(out).code(Code::Data)?;
+    lora::to_peft(spec, adapter, base.checkpoint().name())?
+        .write(out)
+        .code(Code::Data)?;
     Ok(Some(out.to_owned()))
 }
 
@@ -198,7 +230,11 @@ fn tell(
 ) -> anyhow::Result<()> {
     let ended = Ended {
         event: "ended",
-        reason: if matches!(ending, Ending::Left) { "left" } else { "finished" },
+        reason: if matches!(ending, Ending::Left) {
+            "left"
+        } else {
+            "finished"
+        },
         rounds: ledger.rounds_received - enrollment.ledger.rounds_received,
         sent_bytes: ledger.sent_bytes() - enrollment.ledger.sent_bytes(),
         adapter,
@@ -207,11 +243,14 @@ fn tell(
         return global.print_json(&ended);
     }
     let bytes = indicatif::HumanBytes(ended.sent_bytes);
-    println!("{}: {} rounds received by the server, {bytes} sent", ended.reason, ended.rounds);
+    let mut text = format!(
+        "{}: {} rounds received by the server, {bytes} sent\n",
+        ended.reason, ended.rounds
+    );
     if let Some(adapter) = &ended.adapter {
-        println!("the shared adapter is in {}", adapter.display());
+        text += &format!("the shared adapter is in {}\n", adapter.display());
     }
-    Ok(())
+    global.print(&text)
 }
 
 #[derive(Serialize)]
@@ -230,7 +269,9 @@ fn explain(outcome: Result<Ending, SessionError>) -> anyhow::Result<Ending> {
         Err(error) => error,
     };
     let (code, hint) = match &error {
-        SessionError::Net(error @ NetError::Version { .. }) => (Code::Incompatible, net_hint(error)),
+        SessionError::Net(error @ NetError::Version { .. }) => {
+            (Code::Incompatible, net_hint(error))
+        }
         SessionError::Net(error) => (Code::Network, net_hint(error)),
         SessionError::Rejected { code, .. } => rejected(*code),
         SessionError::Unfit(reason) => unfit(*reason),
@@ -265,9 +306,10 @@ fn rejected(code: ErrorCode) -> (Code, String) {
             "the shard was made with another template: `fedllm-client prepare` it again with the \
              --template that the operator names",
         ),
-        ErrorCode::EmptyShard => {
-            (Code::Data, "the shard has no row with a token to learn: look at what `prepare` said")
-        }
+        ErrorCode::EmptyShard => (
+            Code::Data,
+            "the shard has no row with a token to learn: look at what `prepare` said",
+        ),
         ErrorCode::NotAdmitted => (
             Code::Network,
             "the operator may have revoked this client: ask for a new token and join again",
@@ -287,7 +329,9 @@ fn unfit(reason: DeclineReason) -> (Code, String) {
         DeclineReason::WrongBase | DeclineReason::WrongLayout => {
             "is --model the federation's base model, in the same shape?"
         }
-        _ => "the server may be newer: install the version of fedllm-client that the operator names",
+        _ => {
+            "the server may be newer: install the version of fedllm-client that the operator names"
+        }
     };
     (Code::Incompatible, hint.to_owned())
 }
@@ -298,9 +342,10 @@ fn training(source: &WorkError) -> (Code, String) {
             Code::Device,
             "`fedllm-client devices` tests the devices; `--device cpu` always works".to_owned(),
         ),
-        WorkError::Train(TrainError::Data { .. }) => {
-            (Code::Data, "prepare the shard again, with the federation's --max-tokens".to_owned())
-        }
+        WorkError::Train(TrainError::Data { .. }) => (
+            Code::Data,
+            "prepare the shard again, with the federation's --max-tokens".to_owned(),
+        ),
         WorkError::Fetch(error) => (Code::Network, net_hint(error)),
         _ => (
             Code::Failure,

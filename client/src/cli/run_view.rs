@@ -1,5 +1,7 @@
 //! What `run` shows while it takes part: a bar and log lines, or a JSON line for each event.
 
+use std::io::Write;
+
 use indicatif::ProgressBar;
 
 use super::Global;
@@ -35,17 +37,27 @@ impl View {
     fn print(&self, notice: &Notice) {
         // Plain numbers and texts always have a JSON form.
         if let Ok(line) = serde_json::to_string(notice) {
-            self.output.suspend(|| println!("{line}"));
+            // Whoever reads may have seen enough.
+            let _ = self
+                .output
+                .suspend(|| writeln!(std::io::stdout(), "{line}"));
         }
     }
 
     fn show(&mut self, notice: &Notice) {
         match notice {
-            Notice::Connected { federation, round, rounds } => {
+            Notice::Connected {
+                federation,
+                round,
+                rounds,
+            } => {
                 tracing::info!("connected to {federation}: round {round} of {rounds}");
                 self.bar.set_message("waiting for the server");
             }
-            Notice::Disconnected { reason, retry_seconds } => {
+            Notice::Disconnected {
+                reason,
+                retry_seconds,
+            } => {
                 tracing::warn!("{reason}; trying again in {retry_seconds:.0} s");
                 self.bar.set_message("not connected");
             }
@@ -62,9 +74,15 @@ impl View {
             }
             Notice::Uploading { round, bytes } => {
                 let bytes = indicatif::HumanBytes(*bytes);
-                self.bar.set_message(format!("round {round}: sending {bytes}"));
+                self.bar
+                    .set_message(format!("round {round}: sending {bytes}"));
             }
-            Notice::Received { round, loss_first, loss_last, .. } => {
+            Notice::Received {
+                round,
+                loss_first,
+                loss_last,
+                ..
+            } => {
                 let loss = |loss: &Option<f32>| {
                     loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"))
                 };
@@ -74,7 +92,12 @@ impl View {
             }
             Notice::Refused { round, reason } => tracing::warn!("round {round}: refused, {reason}"),
             Notice::Failed { round, reason } => tracing::warn!("round {round}: {reason}"),
-            Notice::RoundClosed { round, version, updates, loss } => tracing::info!(
+            Notice::RoundClosed {
+                round,
+                version,
+                updates,
+                loss,
+            } => tracing::info!(
                 "round {round} is over: version {version} from {updates} updates, mean loss {loss:.4}"
             ),
             Notice::Finished { version } => {

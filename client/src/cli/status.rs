@@ -46,10 +46,8 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     if global.json {
         return global.print_json(&reports);
     }
-    for report in &reports {
-        print!("{}", report.text(now));
-    }
-    Ok(())
+    let texts: Vec<_> = reports.iter().map(|report| report.text(now)).collect();
+    global.print(&texts.join("\n"))
 }
 
 #[derive(Serialize)]
