@@ -338,7 +338,11 @@ fn describe(source: &str, error: &dyn std::error::Error) -> String {
     let mut text = format!("{source}: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
+        // Some errors show their cause themselves.
+        let why = error.to_string();
+        if !text.ends_with(&why) {
+            text.push_str(&format!(": {why}"));
+        }
         cause = error.source();
     }
     text

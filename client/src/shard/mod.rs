@@ -114,6 +114,9 @@ impl ShardError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space, or write the shard to another disk with `--out`")
             }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the path; a new shard's directory must exist already")
+            }
             Self::Io { .. } | Self::Row(_) | Self::Stopped => None,
         }
     }
