@@ -113,7 +113,7 @@ async fn show_metrics(State(admin): State<Arc<Admin>>) -> Response {
 async fn show_events(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
     let from = match number(&uri, "after=") {
         Ok(after) => after.map_or(0, |after| after.saturating_add(1)),
-        Err(refusal) => return refusal,
+        Err(reason) => return failure(StatusCode::BAD_REQUEST, &reason),
     };
     let read = tokio::task::spawn_blocking(move || admin.store.events(from, EVENTS)).await;
     match read {
@@ -130,7 +130,7 @@ async fn show_events(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
 async fn show_adapter(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
     let round = match number(&uri, "round=") {
         Ok(round) => round,
-        Err(refusal) => return refusal,
+        Err(reason) => return failure(StatusCode::BAD_REQUEST, &reason),
     };
     let read = tokio::task::spawn_blocking(move || stored_adapter(&admin.store, round)).await;
     match read {
@@ -203,12 +203,12 @@ async fn change<T: serde::Serialize + Send + 'static>(
 }
 
 /// The number behind `name` in the query, if it is there.
-fn number(uri: &Uri, name: &str) -> Result<Option<u64>, Response> {
+fn number(uri: &Uri, name: &str) -> Result<Option<u64>, String> {
     let mut query = uri.query().unwrap_or_default().split('&');
     let Some(text) = query.find_map(|pair| pair.strip_prefix(name)) else {
         return Ok(None);
     };
-    let wrong = |_| failure(StatusCode::BAD_REQUEST, &format!("{name} must be a number"));
+    let wrong = |_| format!("{name} must be a number");
     text.parse().map(Some).map_err(wrong)
 }
 

@@ -165,7 +165,9 @@ impl fmt::Display for Status {
             )?;
         }
         let (sent, received) = (Bytes(self.bytes_sent), Bytes(self.bytes_received));
-        writeln!(f, "{sent} sent, {received} received")?;
+        if self.bytes_sent + self.bytes_received > 0 {
+            writeln!(f, "{sent} sent, {received} received")?;
+        }
         if !self.clients.is_empty() {
             writeln!(
                 f,

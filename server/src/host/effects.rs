@@ -184,6 +184,7 @@ impl Host {
                 base,
                 updates,
             } => {
+                self.contributors = updates.iter().map(|update| update.client).collect();
                 let job = Job {
                     round,
                     base_version,
@@ -210,6 +211,9 @@ impl Host {
     }
 
     fn send(&mut self, client: ClientId, message: ServerMessage) {
+        if let ServerMessage::Finished { .. } = message {
+            self.contributors.remove(&client);
+        }
         if self.seats.send(client, message) {
             self.feed(CoordinatorInput::Lost { client });
         }

@@ -8,18 +8,19 @@ mod averaging;
 mod clock;
 mod effects;
 mod handle;
+mod intake;
 mod journal;
 mod seats;
 mod setup;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use fedllm_shared::MemberState;
 use fedllm_shared::{
-    BlobRefusal, ClientMessage, Coordinator, CoordinatorInput, CoordinatorPhase, ErrorCode,
-    Federation, Layout, RefuseReason, ServerState, UpdateRecord,
+    BlobRefusal, ClientId, Coordinator, CoordinatorPhase, ErrorCode, Federation, Layout,
+    ServerState,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,7 +30,6 @@ use tracing::{error, info};
 use crate::admin::Metrics;
 use crate::base::Base;
 use crate::store::{DirBlobs, RunStore, StoreError};
-use averaging::AveragingError;
 use clock::Clock;
 pub(crate) use handle::{HostHandle, Input, Outgoing, Session, Stored, Traffic};
 use journal::Journal;
@@ -117,17 +117,19 @@ pub(crate) struct Host {
     clock: Clock,
     device: Device,
     keep_serving: bool,
-    /// When the last adapter may no longer be waited for.
+    /// Whose updates are in the last mean, as far as they have not been told that the run is over.
+    contributors: BTreeSet<ClientId>,
+    /// When clients have had their time to fetch the last adapter.
     closing: Option<tokio::time::Instant>,
     /// Uploads whose answer waits for the next commit.
-    unanswered: Vec<(
-        oneshot::Sender<Result<(), BlobRefusal>>,
-        Result<(), BlobRefusal>,
-    )>,
+    unanswered: Vec<(oneshot::Sender<Verdict>, Verdict)>,
     inputs: mpsc::Receiver<Input>,
     handle: HostHandle,
     ended: watch::Sender<Option<Ended>>,
 }
+
+/// Whether an upload counts.
+type Verdict = Result<(), BlobRefusal>;
 
 /// Whether the loop goes on.
 enum Next {
@@ -167,6 +169,9 @@ impl Host {
     /// The main loop; `None` if it was abandoned.
     async fn serve(&mut self) -> Result<Option<Ended>, HostError> {
         self.settle()?;
+        if self.is_over() {
+            info!("all rounds are done; with --keep-serving clients can still fetch the adapter");
+        }
         loop {
             if self.is_over() {
                 self.write(false)?;
@@ -223,213 +228,11 @@ impl Host {
         }
     }
 
-    fn take(&mut self, input: Input) -> Result<Next, HostError> {
-        match input {
-            Input::Connect(arrival, reply) => {
-                let answer = self.connect(*arrival)?;
-                // A connection that is gone again says so by itself.
-                let _ = reply.send(answer);
-            }
-            Input::Message(session, message) => self.message(session, message),
-            Input::Disconnect(session) => {
-                if self.seats.remove(session) {
-                    let client = session.client;
-                    self.feed(CoordinatorInput::Lost { client });
-                }
-            }
-            Input::MayGet(_, blob, reply) => {
-                let (_, present) = self.coordinator.model();
-                let answer = match blob == present {
-                    true => Ok(()),
-                    false => Err(BlobRefusal::NotExpected),
-                };
-                let _ = reply.send(answer);
-            }
-            Input::MayPut(client, round, blob, reply) => {
-                let _ = reply.send(self.may_put(client, round, blob));
-            }
-            Input::Stored(stored, reply) => self.stored(stored, reply)?,
-            Input::Rejected(client, round, blob, reason, reply) => {
-                self.feed(CoordinatorInput::Rejected {
-                    client,
-                    round,
-                    reason,
-                });
-                self.discard(blob)?;
-                let _ = reply.send(());
-            }
-            Input::Status(reply) => {
-                let _ = reply.send(self.status()?);
-            }
-            Input::Revoked(clients) => {
-                for client in clients {
-                    self.seats.close(client, ErrorCode::NotAdmitted);
-                    self.feed(CoordinatorInput::Leave { client });
-                }
-            }
-            Input::Averaged(averaged) => self.averaged(*averaged)?,
-            Input::Fail(reason) => return Err(HostError::Other(reason)),
-            Input::Stop => return Ok(Next::Stop),
-            Input::Abandon => return Ok(Next::Abandon),
-        }
-        Ok(Next::Go)
-    }
-
-    fn connect(
-        &mut self,
-        arrival: handle::Arrival,
-    ) -> Result<Result<Session, ErrorCode>, HostError> {
-        let client = arrival.client;
-        if !self.is_enrolled(client)? {
-            return Ok(Err(ErrorCode::NotAdmitted));
-        }
-        let facts = match self.coordinator.plan().admit(&arrival.hello) {
-            Ok(facts) => facts,
-            Err(code) => return Ok(Err(code)),
-        };
-        if self.seats.close(client, ErrorCode::Replaced) {
-            self.feed(CoordinatorInput::Lost { client });
-        }
-        let session = self.seats.add(arrival);
-        self.feed(CoordinatorInput::Join { client, facts });
-        Ok(Ok(session))
-    }
-
-    fn message(&mut self, session: Session, message: ClientMessage) {
-        // A connection that was replaced has no say any more.
-        if !self.seats.is_current(session) {
-            return;
-        }
-        let client = session.client;
-        let input = match message {
-            ClientMessage::Accept { round } => CoordinatorInput::Accepted { client, round },
-            ClientMessage::Decline { round, reason } => CoordinatorInput::Declined {
-                client,
-                round,
-                reason,
-            },
-            ClientMessage::Failed { round, reason } => CoordinatorInput::Failed {
-                client,
-                round,
-                reason,
-            },
-            ClientMessage::Offer(offer) => CoordinatorInput::Offered { client, offer },
-            ClientMessage::Leaving => CoordinatorInput::Leave { client },
-            ClientMessage::Progress {
-                round,
-                step,
-                steps,
-                loss,
-            } => return self.seats.progress(client, round, (step, steps), loss),
-            // Connections let one hello through only.
-            ClientMessage::Hello(_) => return,
-        };
-        self.feed(input);
-    }
-
-    fn stored(
-        &mut self,
-        stored: Stored,
-        reply: oneshot::Sender<Result<(), BlobRefusal>>,
-    ) -> Result<(), HostError> {
-        let Stored {
-            client,
-            round,
-            blob,
-            norm,
-        } = stored;
-        if self.is_enrolled(client)? {
-            let digest = blob.digest;
-            self.feed(CoordinatorInput::Stored {
-                client,
-                round,
-                digest,
-                norm,
-            });
-        }
-        let accepted = self
-            .update_of(client)
-            .is_some_and(|record| record.blob == blob);
-        let answer = match accepted {
-            true => Ok(()),
-            false => Err(BlobRefusal::NotExpected),
-        };
-        if !accepted {
-            self.discard(blob)?;
-        }
-        self.unanswered.push((reply, answer));
-        Ok(())
-    }
-
-    fn averaged(&mut self, averaged: averaging::Averaged) -> Result<(), HostError> {
-        let round = averaged.round;
-        let refused = match averaged.result {
-            Ok(next) => {
-                self.next_optimizer = Some(next.state);
-                self.feed(CoordinatorInput::Aggregated {
-                    round,
-                    adapter: next.adapter,
-                    report: next.report,
-                });
-                return Ok(());
-            }
-            Err(failure) => match self.culprit(&failure) {
-                Some(culprit) => culprit,
-                None => return Err(HostError::Averaging(failure.to_string())),
-            },
-        };
-        let (client, reason) = refused;
-        self.feed(CoordinatorInput::Rejected {
-            client,
-            round,
-            reason,
-        });
-        Ok(())
-    }
-
-    /// Which update is to blame: one that cannot be read back, or the longest if the step is not
-    /// finite.
-    fn culprit(&self, failure: &AveragingError) -> Option<(fedllm_shared::ClientId, RefuseReason)> {
-        use crate::aggregate::AggregateError;
-        match failure {
-            AveragingError::Aggregate(AggregateError::Update { client, .. }) => {
-                Some((*client, RefuseReason::Malformed))
-            }
-            AveragingError::Step(_) | AveragingError::Aggregate(AggregateError::Mean(_)) => {
-                let members = self.coordinator.members().iter();
-                let norms = members.filter_map(|(client, member)| match &member.state {
-                    MemberState::Stored(record) => Some((*client, record.norm)),
-                    _ => None,
-                });
-                let longest = norms.max_by(|a, b| a.1.total_cmp(&b.1));
-                longest.map(|(client, _)| (client, RefuseReason::NormTooLarge))
-            }
-            _ => None,
-        }
-    }
-
-    fn feed(&mut self, input: CoordinatorInput) {
-        self.coordinator.handle(input, self.clock.now());
-    }
-
-    fn is_enrolled(&self, client: fedllm_shared::ClientId) -> Result<bool, HostError> {
-        let row = self.store.client(client)?;
-        Ok(row.is_some_and(|row| row.revoked_unix.is_none()))
-    }
-
-    /// The update of a client that counts in this round.
-    fn update_of(&self, client: fedllm_shared::ClientId) -> Option<&UpdateRecord> {
-        match &self.coordinator.members().get(&client)?.state {
-            MemberState::Stored(record) => Some(record),
-            _ => None,
-        }
-    }
-
+    /// Whether all rounds are done, and those who made the last one have what came of it.
     fn is_over(&self) -> bool {
         let finished = self.coordinator.status().phase == CoordinatorPhase::Finished;
         let waited = |until| tokio::time::Instant::now() >= until;
-        finished
-            && !self.keep_serving
-            && (self.seats.is_empty() || self.closing.is_some_and(waited))
+        let told = self.seats.is_empty() && self.contributors.is_empty();
+        finished && !self.keep_serving && (told || self.closing.is_some_and(waited))
     }
 }

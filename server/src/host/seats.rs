@@ -111,10 +111,6 @@ impl Seats {
         self.seats.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.seats.len()
-    }
-
     /// Fills in what is known of a connected client; tells whether it is one.
     pub(super) fn describe(&self, status: &mut ClientStatus, round: RoundId) -> bool {
         let Some(seat) = self.seats.get(&status.client) else {

@@ -46,6 +46,7 @@ impl Host {
             clock,
             device: options.device,
             keep_serving: options.keep_serving,
+            contributors: Default::default(),
             closing: None,
             unanswered: Vec::new(),
             inputs,

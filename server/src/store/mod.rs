@@ -13,7 +13,7 @@ use thiserror::Error;
 pub(crate) use dir::{DirBlobs, PartialBlob};
 pub(crate) use enrolment::Invitation;
 pub use enrolment::{EnrolledClient, TokenRefusal};
-pub(crate) use run::{AcceptedUpdate, Commit, LoggedEvent, RunStore};
+pub(crate) use run::{AcceptedUpdate, Commit, RunStore};
 
 /// Why something could not be stored or read back.
 #[derive(Debug, Error)]

@@ -308,11 +308,9 @@ pub(super) fn append_events(
         return Ok(());
     }
     let mut table = transaction.open_table(EVENTS)?;
-    let mut seq = table.last()?.map_or(0, |(key, _)| key.value() + 1);
-    for record in events {
-        let record = record.clone();
+    let next = table.last()?.map_or(0, |(key, _)| key.value() + 1);
+    for (seq, record) in (next..).zip(events.iter().cloned()) {
         table.insert(seq, json(&LoggedEvent { seq, record }).as_slice())?;
-        seq += 1;
     }
     Ok(())
 }
