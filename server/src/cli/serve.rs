@@ -120,7 +120,7 @@ fn explain_start(error: ServerError) -> anyhow::Error {
             Code::Failure,
             Some("free some space and start again; nothing acknowledged is lost"),
         ),
-        ServerError::OtherRun { .. } => {
+        ServerError::Host(crate::HostError::OtherRun { .. }) => {
             let hint = "start a new run in a new folder: fedllm-server init NEWDIR";
             (Code::Incompatible, Some(hint))
         }
