@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use fedllm_models::device::Selection;
+use fedllm_models::lora::LoraError;
 use fedllm_models::{CausalLm, Lora, ModelConfig, PeftAdapter, lora};
 use fedllm_shared::{Adapter, LoraSpec};
 
@@ -42,10 +43,18 @@ pub(crate) fn read_adapter(
     config: &ModelConfig,
 ) -> anyhow::Result<(LoraSpec, Adapter)> {
     let peft = PeftAdapter::read(directory).code(Code::Data)?;
-    lora::from_peft(config, &peft)
+    let adapter = lora::from_peft(config, &peft);
+    let (code, hint) = match &adapter {
+        Err(LoraError::Adapter(_)) => (Code::Data, "the training that wrote it went wrong"),
+        _ => (
+            Code::Incompatible,
+            "an adapter belongs to the model that it was trained on: compare `--model`",
+        ),
+    };
+    adapter
         .with_context(|| format!("the adapter in {} cannot be used", directory.display()))
-        .code(Code::Incompatible)
-        .hint("an adapter belongs to the model that it was trained on: compare `--model`")
+        .code(code)
+        .hint(hint)
 }
 
 /// Shows a bar for each download.

@@ -20,6 +20,7 @@ use crate::shard::{Batcher, Shard};
 /// Trains by AdamW on the loss tokens of a shard's rows.
 pub struct LoraTrainer {
     model: Arc<CausalLm>,
+    base: Digest,
     device: String,
     memory: Memory,
     /// The moments of a run whose task asks to keep them.
@@ -27,10 +28,17 @@ pub struct LoraTrainer {
 }
 
 impl LoraTrainer {
-    /// A trainer on a loaded model; `device` is its name for people.
-    pub fn new(model: Arc<CausalLm>, device: impl Into<String>, memory: Memory) -> Self {
+    /// A trainer on a loaded model: `base` is its checkpoint's fingerprint, `device` the name of
+    /// where it computes, for people.
+    pub fn new(
+        model: Arc<CausalLm>,
+        base: Digest,
+        device: impl Into<String>,
+        memory: Memory,
+    ) -> Self {
         Self {
             model,
+            base,
             device: device.into(),
             memory,
             kept: None,
@@ -74,7 +82,7 @@ impl Trainer for LoraTrainer {
     }
 
     fn base(&self) -> Digest {
-        self.model.fingerprint()
+        self.base
     }
 
     fn device(&self) -> String {

@@ -5,50 +5,50 @@ use crate::config::Activation;
 use crate::lora::{BlockGrads, BlockLora};
 use crate::ops::{
     Attended, AttentionSpec, LinearGroup, Normed, Rotation, Turn, attention, attention_backward,
-    attention_cached, glu, glu_backward, rms_norm, rms_norm_backward, rotate,
+    attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_backward, rotate,
 };
 use burn::tensor::Tensor;
 use std::ops::Range;
 
 /// A decoder block with frozen weights.
 #[derive(Clone, Debug)]
-pub struct Block {
-    pub(crate) attention: AttentionSpec,
-    pub(crate) activation: Activation,
-    pub(crate) eps: f32,
+pub(super) struct Block {
+    pub(super) attention: AttentionSpec,
+    pub(super) activation: Activation,
+    pub(super) eps: f32,
     /// Index into the rotations of [`Rows`]: Gemma 3 turns sliding layers differently.
-    pub(crate) rotation: usize,
-    pub(crate) attention_norm: Tensor<1>,
-    pub(crate) qkv: LinearGroup,
+    pub(super) rotation: usize,
+    pub(super) attention_norm: Tensor<1>,
+    pub(super) qkv: LinearGroup,
     /// Norms of each query and key head (Qwen3, Gemma 3).
-    pub(crate) qk_norm: Option<QkNorm>,
-    pub(crate) out: LinearGroup,
+    pub(super) qk_norm: Option<QkNorm>,
+    pub(super) out: LinearGroup,
     /// Norm of the attention's output before it is added (Gemma).
-    pub(crate) attention_post_norm: Option<Tensor<1>>,
-    pub(crate) ffn_norm: Tensor<1>,
-    pub(crate) gate_up: LinearGroup,
-    pub(crate) down: LinearGroup,
+    pub(super) attention_post_norm: Option<Tensor<1>>,
+    pub(super) ffn_norm: Tensor<1>,
+    pub(super) gate_up: LinearGroup,
+    pub(super) down: LinearGroup,
     /// Norm of the feed-forward's output before it is added (Gemma).
-    pub(crate) ffn_post_norm: Option<Tensor<1>>,
+    pub(super) ffn_post_norm: Option<Tensor<1>>,
 }
 
 /// Weights of the norms over each head's features.
 #[derive(Clone, Debug)]
-pub struct QkNorm {
-    pub(crate) query: Tensor<1>,
-    pub(crate) key: Tensor<1>,
+pub(super) struct QkNorm {
+    pub(super) query: Tensor<1>,
+    pub(super) key: Tensor<1>,
 }
 
 /// Where the rows of a packed batch lie, and the rotations of their tokens.
-pub struct Rows {
+pub(super) struct Rows {
     /// Token ranges, disjoint and in order.
-    pub segments: Vec<Range<usize>>,
+    pub(super) segments: Vec<Range<usize>>,
     /// One for each kind of rotation that the model has.
-    pub rotations: Vec<Rotation>,
+    pub(super) rotations: Vec<Rotation>,
 }
 
 /// What the backward pass of one block needs besides its input.
-pub struct Tape {
+pub(super) struct Tape {
     normed: Normed,
     qkv: Projected,
     attended: Attended,
@@ -59,6 +59,23 @@ pub struct Tape {
     gate_up_u: Option<Tensor<2>>,
     hidden: Tensor<2>,
     down: Branch,
+}
+
+/// What attention computed: the part of a [`Tape`] that is worth keeping where the rest is computed
+/// again.
+pub(super) struct Kept {
+    qkv: Projected,
+    attended: Attended,
+}
+
+impl Tape {
+    /// Gives up everything but what attention computed.
+    pub(super) fn into_kept(self) -> Kept {
+        Kept {
+            qkv: self.qkv,
+            attended: self.attended,
+        }
+    }
 }
 
 /// Queries, keys and values, normalised and rotated.
@@ -73,6 +90,40 @@ struct QkTape {
     key: (Tensor<2>, Tensor<2>),
 }
 
+/// A block up to the sum after attention.
+struct AttentionHalf {
+    normed: Normed,
+    qkv: Projected,
+    attended: Attended,
+    out: Branch,
+    middle: Tensor<2>,
+}
+
+/// A block from there to its last product.
+struct FeedHalf {
+    normed: Normed,
+    gate_up: Tensor<2>,
+    u: Option<Tensor<2>>,
+    hidden: Tensor<2>,
+}
+
+impl Tape {
+    fn of(attention: AttentionHalf, feed: FeedHalf, down: Branch) -> Self {
+        Self {
+            normed: attention.normed,
+            qkv: attention.qkv,
+            attended: attention.attended,
+            out: attention.out,
+            middle: attention.middle,
+            ffn_normed: feed.normed,
+            gate_up: feed.gate_up,
+            gate_up_u: feed.u,
+            hidden: feed.hidden,
+            down,
+        }
+    }
+}
+
 /// The end of a residual branch: a linear group and perhaps a norm.
 struct Branch {
     u: Option<Tensor<2>>,
@@ -82,7 +133,7 @@ struct Branch {
 
 /// Keys and values of the tokens so far, of one block.
 #[derive(Clone, Debug, Default)]
-pub struct BlockCache {
+pub(super) struct BlockCache {
     keys: Option<Tensor<2>>,
     values: Option<Tensor<2>>,
 }
@@ -106,43 +157,82 @@ impl BlockCache {
 
 impl Block {
     /// `x` `[tokens, hidden]` through the block, and what the backward pass needs.
-    pub fn forward(
+    pub(super) fn forward(
         &self,
         x: &Tensor<2>,
         rows: &Rows,
         lora: Option<&BlockLora>,
     ) -> (Tensor<2>, Tape) {
-        let normed = rms_norm(x, &self.attention_norm, self.eps);
-        let qkv = self.project(&normed.y, &rows.rotations[self.rotation], lora);
-        let attended = attention(&qkv.rotated, &rows.segments, &self.attention);
-        let (branch, out) = self.out_branch(&attended.out, lora);
-        let middle = x.clone() + branch;
+        let attended = self.attend(x, rows, lora, None);
+        let ffn = self.feed(&attended.middle, lora);
+        let (branch, down) = self.down_branch(&ffn.hidden, lora);
+        let y = attended.middle.clone() + branch;
+        (y, Tape::of(attended, ffn, down))
+    }
 
-        let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
-        let gate_up = self
-            .gate_up
-            .forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
-        let hidden = glu(&gate_up.y, self.activation);
-        let (branch, down) = self.down_branch(&hidden, lora);
-        let y = middle.clone() + branch;
-        let tape = Tape {
+    /// What the backward pass needs, computed again from the block's input and perhaps from what
+    /// attention computed. The last product is left out: nothing needs the block's output.
+    pub(super) fn forward_again(
+        &self,
+        x: &Tensor<2>,
+        rows: &Rows,
+        lora: &BlockLora,
+        kept: Option<Kept>,
+    ) -> Tape {
+        let attended = self.attend(x, rows, Some(lora), kept);
+        let ffn = self.feed(&attended.middle, Some(lora));
+        let down = if self.ffn_post_norm.is_some() {
+            self.down_branch(&ffn.hidden, Some(lora)).1
+        } else {
+            let u = lora.down.as_ref().map(|lora| low_rank(&ffn.hidden, lora));
+            Branch { u, norm: None }
+        };
+        Tape::of(attended, ffn, down)
+    }
+
+    fn attend(
+        &self,
+        x: &Tensor<2>,
+        rows: &Rows,
+        lora: Option<&BlockLora>,
+        kept: Option<Kept>,
+    ) -> AttentionHalf {
+        let normed = rms_norm(x, &self.attention_norm, self.eps);
+        let (qkv, attended) = match kept {
+            Some(kept) => (kept.qkv, kept.attended),
+            None => {
+                let qkv = self.project(&normed.y, &rows.rotations[self.rotation], lora);
+                let attended = attention(&qkv.rotated, &rows.segments, &self.attention);
+                (qkv, attended)
+            }
+        };
+        let (branch, out) = self.out_branch(&attended.out, lora);
+        AttentionHalf {
             normed,
             qkv,
             attended,
             out,
-            middle,
-            ffn_normed,
+            middle: x.clone() + branch,
+        }
+    }
+
+    fn feed(&self, middle: &Tensor<2>, lora: Option<&BlockLora>) -> FeedHalf {
+        let normed = rms_norm(middle, &self.ffn_norm, self.eps);
+        let gate_up = self
+            .gate_up
+            .forward(&normed.y, lora.and_then(|l| l.gate_up.as_ref()));
+        let hidden = glu(&gate_up.y, self.activation);
+        FeedHalf {
+            normed,
             gate_up: gate_up.y,
-            gate_up_u: gate_up.u,
+            u: gate_up.u,
             hidden,
-            down,
-        };
-        (y, tape)
+        }
     }
 
     /// The gradient with respect to the block's input `x`, if asked for, and those of
     /// the adapters, given that of its output.
-    pub fn backward(
+    pub(super) fn backward(
         &self,
         dy: Tensor<2>,
         x: &Tensor<2>,
@@ -211,7 +301,7 @@ impl Block {
     }
 
     /// New tokens of one row through the block, attending to the cached ones.
-    pub fn forward_cached(
+    pub(super) fn forward_cached(
         &self,
         x: &Tensor<2>,
         rotations: &[Rotation],
@@ -234,12 +324,8 @@ impl Block {
         );
         let attended = attention_cached(&columns(0, spec.heads), &keys, &values, spec);
         let middle = x.clone() + self.out_branch(&attended, lora).0;
-        let ffn_normed = rms_norm(&middle, &self.ffn_norm, self.eps);
-        let gate_up = self
-            .gate_up
-            .forward(&ffn_normed.y, lora.and_then(|l| l.gate_up.as_ref()));
-        let hidden = glu(&gate_up.y, self.activation);
-        middle + self.down_branch(&hidden, lora).0
+        let ffn = self.feed(&middle, lora);
+        middle + self.down_branch(&ffn.hidden, lora).0
     }
 
     fn project(

@@ -10,7 +10,6 @@ use crate::ops::{
 };
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantError, QuantMatrix, quantize_row};
 use burn::tensor::{Device, Tensor};
-use fedllm_shared::Digest;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -144,7 +143,6 @@ impl CausalLm {
             blocks.push(loader.block(layer, rotation)?);
         }
         Ok(Self {
-            fingerprint: source.fingerprint(),
             device: device.clone(),
             embedding,
             blocks,
@@ -162,7 +160,6 @@ impl CausalLm {
 /// Where weights come from, by their Hugging Face names.
 pub(super) trait WeightSource {
     fn config(&self) -> &ModelConfig;
-    fn fingerprint(&self) -> Digest;
     /// A matrix that should have this shape.
     fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<QuantMatrix, LoadError>;
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
@@ -173,10 +170,6 @@ pub(super) trait WeightSource {
 impl WeightSource for Checkpoint {
     fn config(&self) -> &ModelConfig {
         Self::config(self)
-    }
-
-    fn fingerprint(&self) -> Digest {
-        Self::fingerprint(self)
     }
 
     fn matrix(&self, name: &str, expected: (usize, usize)) -> Result<QuantMatrix, LoadError> {

@@ -11,17 +11,15 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::lora::{BlockGrads, Lora};
 use crate::ops::{
-    Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm, rms_norm_backward,
-    tensor_on,
+    Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm,
+    rms_norm_backward, tensor_on,
 };
-use block::{Block, BlockCache, Rows, Tape};
+use block::{Block, BlockCache, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
-use fedllm_shared::Digest;
 
 /// A causal language model with frozen weights.
 pub struct CausalLm {
     config: ModelConfig,
-    fingerprint: Digest,
     device: Device,
     embedding: HostMatrix,
     blocks: Vec<Block>,
@@ -50,6 +48,17 @@ pub struct StepMode {
     pub dropout: Option<Dropout>,
 }
 
+/// Memory that a step with recomputation spends on not computing attention again. It bounds the
+/// whole model, so memory still grows with block inputs only.
+const KEPT_ATTENTION_BYTES: usize = 96 << 20;
+
+/// What the forward pass left of one block.
+enum Saved {
+    All(Box<Tape>),
+    Attention(Box<Kept>),
+    Nothing,
+}
+
 /// Keys and values of one row so far.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
@@ -68,11 +77,6 @@ impl CausalLm {
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
-    }
-
-    /// Names the base weights, the same on every machine.
-    pub fn fingerprint(&self) -> Digest {
-        self.fingerprint
     }
 
     /// Where the model computes.
@@ -98,13 +102,17 @@ impl CausalLm {
             return Vec::new();
         }
         let hidden = self.pick(&self.hidden(batch, lora), &batch.predicting);
-        self.head.score(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y, &batch.targets)
+        self.head.score(
+            &rms_norm(&hidden, &self.norm, self.config.rms_eps).y,
+            &batch.targets,
+        )
     }
 
     /// Logits `[picked, vocabulary]` at some places of the batch.
     pub fn logits(&self, batch: &Batch, places: &[usize], lora: Option<&Lora>) -> Tensor<2> {
         let hidden = self.pick(&self.hidden(batch, lora), places);
-        self.head.logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
+        self.head
+            .logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
     }
 
     /// Loss and adapter gradients of a batch with at least one loss token.
@@ -114,11 +122,16 @@ impl CausalLm {
     pub fn gradients(&self, batch: &Batch, lora: &Lora, mode: &StepMode) -> Gradients {
         let rows = self.rows(batch);
         let mut inputs = vec![self.embed(&batch.ids)];
-        let mut tapes: Vec<Option<Tape>> = Vec::with_capacity(self.blocks.len());
+        let mut saved = Vec::with_capacity(self.blocks.len());
+        let keeps_attention = self.first_kept(batch.tokens());
         for (layer, block) in self.blocks.iter().enumerate() {
             let adapters = lora.block(layer, mode.dropout);
             let (y, tape) = block.forward(&inputs[layer], &rows, Some(&adapters));
-            tapes.push((!mode.recompute).then_some(tape));
+            saved.push(match (mode.recompute, layer >= keeps_attention) {
+                (false, _) => Saved::All(Box::new(tape)),
+                (true, true) => Saved::Attention(Box::new(tape.into_kept())),
+                (true, false) => Saved::Nothing,
+            });
             inputs.push(y);
         }
         // There is one input more than there are blocks: the last block's output.
@@ -126,24 +139,42 @@ impl CausalLm {
         let (loss_sum, mut dy) = self.head_gradient(&last, batch, mode.weight);
         drop(last);
         let mut grads: Vec<BlockGrads> = Vec::with_capacity(self.blocks.len());
-        for (layer, block) in self.blocks.iter().enumerate().rev() {
+        let layers = self.blocks.iter().enumerate().zip(inputs).zip(saved);
+        for (((layer, block), x), saved) in layers.rev() {
             let adapters = lora.block(layer, mode.dropout);
-            let Some(x) = inputs.pop() else { break };
-            let tape = match tapes.pop().flatten() {
-                Some(tape) => tape,
-                None => block.forward(&x, &rows, Some(&adapters)).1,
+            let tape = match saved {
+                Saved::All(tape) => *tape,
+                Saved::Attention(kept) => block.forward_again(&x, &rows, &adapters, Some(*kept)),
+                Saved::Nothing => block.forward_again(&x, &rows, &adapters, None),
             };
             let (dx, block_grads) = block.backward(dy, &x, tape, &rows, &adapters, layer > 0);
             grads.push(block_grads);
             dy = dx.unwrap_or(x);
         }
-        let flat = grads.into_iter().rev().flat_map(BlockGrads::flatten).collect();
-        Gradients { loss_sum, flat: Tensor::cat(flat, 0) }
+        let flat = grads
+            .into_iter()
+            .rev()
+            .flat_map(BlockGrads::flatten)
+            .collect();
+        Gradients {
+            loss_sum,
+            flat: Tensor::cat(flat, 0),
+        }
+    }
+
+    /// The first layer whose attention is kept where blocks are computed again: as many of the last
+    /// layers as fit into [`KEPT_ATTENTION_BYTES`].
+    fn first_kept(&self, tokens: usize) -> usize {
+        let values = self.config.query_dim() * 2 + self.config.kv_dim() * 2;
+        let layers = KEPT_ATTENTION_BYTES / (tokens * values * size_of::<f32>()).max(1);
+        self.blocks.len().saturating_sub(layers)
     }
 
     /// Logits `[1, vocabulary]` after the last of `ids`, which continue the cached row.
     pub fn decode(&self, ids: &[u32], cache: &mut KvCache, lora: Option<&Lora>) -> Tensor<2> {
-        cache.blocks.resize_with(self.blocks.len(), BlockCache::default);
+        cache
+            .blocks
+            .resize_with(self.blocks.len(), BlockCache::default);
         let positions: Vec<u32> = (cache.tokens as u32..).take(ids.len()).collect();
         let rotations = self.rotations(&positions);
         let mut x = self.embed(ids);
@@ -153,17 +184,26 @@ impl CausalLm {
         }
         cache.tokens += ids.len();
         let last = x.slice([ids.len() - 1..ids.len(), 0..self.config.hidden]);
-        self.head.logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
+        self.head
+            .logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
     }
 
     /// The loss, and the gradient of the last block's output: zero but where a token
     /// carries a loss.
-    fn head_gradient(&self, last: &Tensor<2>, batch: &Batch, weight: f32) -> (Tensor<1>, Tensor<2>) {
+    fn head_gradient(
+        &self,
+        last: &Tensor<2>,
+        batch: &Batch,
+        weight: f32,
+    ) -> (Tensor<1>, Tensor<2>) {
         let picked = self.pick(last, &batch.predicting);
         let normed = rms_norm(&picked, &self.norm, self.config.rms_eps);
         let (loss_sum, dnormed) = self.head.cross_entropy(&normed.y, &batch.targets, weight);
         let dpicked = rms_norm_backward(&dnormed, &picked, &self.norm, &normed.inv);
-        (loss_sum, self.spread(dpicked, &batch.predicting, batch.tokens()))
+        (
+            loss_sum,
+            self.spread(dpicked, &batch.predicting, batch.tokens()),
+        )
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<2> {
@@ -173,11 +213,17 @@ impl CausalLm {
     }
 
     fn rows(&self, batch: &Batch) -> Rows {
-        Rows { segments: batch.segments.clone(), rotations: self.rotations(&batch.positions()) }
+        Rows {
+            segments: batch.segments.clone(),
+            rotations: self.rotations(&batch.positions()),
+        }
     }
 
     fn rotations(&self, positions: &[u32]) -> Vec<Rotation> {
-        self.frequencies.iter().map(|f| Rotation::new(positions, f, &self.device)).collect()
+        self.frequencies
+            .iter()
+            .map(|f| Rotation::new(positions, f, &self.device))
+            .collect()
     }
 
     /// Rows of `x` at some places.

@@ -6,7 +6,6 @@ use super::{BasePrecision, CausalLm};
 use crate::config::{Activation, Architecture, ModelConfig, RopeScaling};
 use crate::quant::QuantMatrix;
 use burn::tensor::Device;
-use fedllm_shared::Digest;
 use rayon::prelude::*;
 
 /// Shapes of published models, by name.
@@ -72,10 +71,6 @@ impl WeightSource for RandomWeights<'_> {
         self.0
     }
 
-    fn fingerprint(&self) -> Digest {
-        Digest::of(format!("random weights of {:?}", self.0).as_bytes())
-    }
-
     fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<QuantMatrix, LoadError> {
         // As large as keeps the size of activations through the layers.
         let values = uniform(name, rows * cols, 1.7 / (cols as f32).sqrt());
@@ -103,11 +98,11 @@ pub(crate) fn uniform(name: &str, len: usize, bound: f32) -> Vec<f32> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
-    (0..len as u64)
+    (0..len)
         .into_par_iter()
         .with_min_len(1 << 14)
         .map(|i| {
-            let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             let unit = ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32;

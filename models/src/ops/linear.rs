@@ -57,6 +57,22 @@ pub struct GroupOutput {
     pub u: Option<Tensor<2>>,
 }
 
+/// `x·Aᵀ`, with the adapter's dropout: what the backward pass keeps of a group's adapters.
+pub fn low_rank(x: &Tensor<2>, lora: &GroupLora) -> Tensor<2> {
+    let input = lora
+        .dropout
+        .as_ref()
+        .map_or_else(|| x.clone(), |d| dropout(x, d));
+    if !is_cpu(&x.device()) {
+        return input.matmul(lora.a.clone().transpose());
+    }
+    let ([tokens, features], [ranks, _]) = (x.dims(), lora.a.dims());
+    let (input, a) = (Host::of(input), Host::of(lora.a.clone()));
+    let input = Mat::new(input.values(), tokens, features);
+    let a = Mat::new(a.values(), ranks, features);
+    host_tensor(matmul(1.0, input, a.t(), Threads::All), [tokens, ranks])
+}
+
 impl LinearGroup {
     /// Groups matrices with equal input width; `bias`, if any, covers all outputs.
     pub fn new(parts: Vec<FrozenMatrix>, bias: Option<Tensor<1>>) -> Self {
@@ -103,24 +119,13 @@ impl LinearGroup {
             }
         }
         let u = lora.map(|lora| {
-            let dropped = lora.dropout.as_ref().map(|d| Host::of(dropout(x, d)));
-            let a = Host::of(lora.a.clone());
             let ranks = lora.a.dims()[0];
-            let input = Mat::new(
-                dropped.as_ref().unwrap_or(&input).values(),
-                tokens,
-                self.input(),
-            );
-            let u = matmul(
-                1.0,
-                input,
-                Mat::new(a.values(), ranks, self.input()).t(),
-                Threads::All,
-            );
+            let u = low_rank(x, lora);
+            let of_host = Host::of(u.clone());
             for (piece, columns) in self.pieces(lora) {
                 let b = Host::of(piece.b.clone());
                 let b = Mat::new(b.values(), columns.len(), piece.ranks.len());
-                let u = Mat::new(&u, tokens, ranks).columns(piece.ranks.clone());
+                let u = Mat::new(of_host.values(), tokens, ranks).columns(piece.ranks.clone());
                 gemm(
                     &mut y[columns.start..],
                     width,
@@ -131,7 +136,7 @@ impl LinearGroup {
                     Threads::All,
                 );
             }
-            host_tensor(u, [tokens, ranks])
+            u
         });
         GroupOutput {
             y: host_tensor(y, [tokens, width]),
@@ -249,11 +254,7 @@ impl LinearGroup {
     fn forward_composed(&self, x: &Tensor<2>, lora: Option<&GroupLora>) -> GroupOutput {
         let mut outputs: Vec<_> = self.parts.iter().map(|part| part.forward(x)).collect();
         let u = lora.map(|lora| {
-            let input = lora
-                .dropout
-                .as_ref()
-                .map_or_else(|| x.clone(), |d| dropout(x, d));
-            let u = input.matmul(lora.a.clone().transpose());
+            let u = low_rank(x, lora);
             for piece in &lora.b {
                 let low_rank =
                     columns_of(&u, piece.ranks.clone()).matmul(piece.b.clone().transpose());

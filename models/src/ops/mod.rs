@@ -32,7 +32,7 @@ pub use frozen::{FrozenMatrix, HostMatrix, embed};
 pub use glu::{glu, glu_backward};
 pub use host::is_cpu;
 pub(crate) use host::{Host, host_tensor, indices_on, tensor_on};
-pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB};
+pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB, low_rank};
 pub use loss::{Head, TokenScore};
 pub use norm::{Normed, rms_norm, rms_norm_backward};
 pub use packed::PackedMatrix;
