@@ -208,9 +208,9 @@ impl QuantMatrix {
         use rayon::prelude::*;
 
         let mut out = vec![0.0; self.rows * self.cols];
-        if self.cols > 0 {
-            // About a quarter of a megabyte of output for each task.
-            let rows = (65_536 / self.cols).max(1);
+        // About a quarter of a megabyte of output for each task.
+        if let Some(rows) = 65_536usize.checked_div(self.cols) {
+            let rows = rows.max(1);
             out.par_chunks_mut(rows * self.cols)
                 .enumerate()
                 .for_each(|(chunk, out)| {
