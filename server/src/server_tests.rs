@@ -6,6 +6,7 @@ use fedllm_shared::{
     ALPN, BlobRef, BlobRefusal, BlobResponse, ClientMessage, ErrorCode, JoinRefusal, JoinResponse,
     JoinToken, ModelVersion, RefuseReason, RoundId, ServerMessage, decode_adapter,
 };
+use rcgen::{CertificateParams, KeyPair};
 use tokio::time::timeout;
 
 use super::*;
@@ -152,6 +153,37 @@ async fn an_interrupted_upload_goes_on() {
     server.shutdown().await.unwrap();
 }
 
+/// Linux has a file that is always full.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_puts_an_upload_off_and_loses_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = federation(&parent.path().join("f"), &[]);
+    let server = serve(&folder, None).await;
+    let (alice, bob) = two(&server).await;
+    let mut alice = alice.connect(server.addr()).await;
+    let _bob = bob.connect(server.addr()).await;
+    let task = alice.task().await;
+    let (blob, bytes) = alice.offer(&task, 1.0).await;
+    alice.ready().await;
+    let name = format!("blobs/partial/{}-{}", alice.id, blob.digest);
+    let partial = folder.state().join(name);
+    std::os::unix::fs::symlink("/dev/full", &partial).unwrap();
+    let busy = BlobResponse::Refused {
+        reason: BlobRefusal::Busy,
+    };
+    assert_eq!(alice.put(task.round, blob, &bytes).await, busy);
+    let status = server.status().await.unwrap();
+    assert_eq!(status.round.map(|round| round.updates), Some(0));
+    fs::remove_file(&partial).unwrap();
+    let stored = BlobResponse::Stored {
+        digest: blob.digest,
+    };
+    assert_eq!(alice.put(task.round, blob, &bytes).await, stored);
+    assert_eq!(alice.receipt().await, blob.digest);
+    server.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_update_are_refused_and_forgotten() {
     let parent = tempfile::tempdir().unwrap();
@@ -240,6 +272,61 @@ async fn strangers_stay_outside() {
     assert!(reason.to_string().contains("peer"), "{reason}");
     assert!(server.status().await.unwrap().clients.is_empty());
     foreign.shutdown().await.unwrap();
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_valid_client_certificate_is_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = federation(&parent.path().join("f"), &[]);
+    let server = serve(&folder, None).await;
+    let key = KeyPair::generate().unwrap();
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let authority = folder.authority().unwrap();
+    let issue = |life| {
+        authority
+            .issue_client(request.der(), "old", life)
+            .unwrap()
+            .der
+    };
+    let expired = issue(Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let itself = CertificateParams::default().self_signed(&key).unwrap();
+    let text = fs::read_to_string(folder.path().join("authority/server.pem")).unwrap();
+    let server_key = KeyPair::from_pem(&text[text.find("-----BEGIN PRIVATE").unwrap()..]).unwrap();
+    let server_certificate = authority
+        .server_identity(&folder.hosts())
+        .unwrap()
+        .certificate;
+    // The TLS alerts: certificate_expired, unknown_ca, and for a wrong purpose.
+    for (member, alerts) in [
+        (Member::forged(&key, &expired), [45, 45]),
+        (Member::forged(&key, itself.der()), [48, 42]),
+        (Member::forged(&server_key, &server_certificate), [43, 42]),
+    ] {
+        let connection = member.try_connect_trusting(server.addr()).await;
+        let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
+        let quinn::ConnectionError::ConnectionClosed(close) = reason else {
+            panic!("{reason}");
+        };
+        let code = u64::from(close.error_code);
+        assert!(
+            alerts.map(|alert| 0x100 + alert).contains(&code),
+            "{code:#x} {close}"
+        );
+    }
+    // A sound certificate that the record does not know is refused as well.
+    let unknown = Member::forged(&key, &issue(Duration::from_secs(60)));
+    let connection = unknown.try_connect_trusting(server.addr()).await;
+    let mut peer = Peer::open(connection, unknown.id).await;
+    peer.say(ClientMessage::Hello(hello())).await;
+    let message = peer.hear().await.unwrap();
+    let ServerMessage::Error { code, .. } = message else {
+        panic!("{message:?}");
+    };
+    assert_eq!(code, ErrorCode::NotAdmitted);
     server.shutdown().await.unwrap();
 }
 

@@ -119,6 +119,17 @@ impl Member {
         }
     }
 
+    /// Somebody with this key and certificate, whoever made them.
+    pub(crate) fn forged(key: &KeyPair, certificate: &[u8]) -> Self {
+        let certificate = CertificateDer::from(certificate.to_vec());
+        Self {
+            id: client_id(&certificate).unwrap(),
+            key: key.serialize_der(),
+            authority: certificate.clone(),
+            certificate,
+        }
+    }
+
     fn tls(&self) -> rustls::ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.clone()).unwrap();
@@ -189,7 +200,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    async fn open(connection: Connection, id: ClientId) -> Self {
+    pub(crate) async fn open(connection: Connection, id: ClientId) -> Self {
         let (send, recv) = connection.open_bi().await.unwrap();
         Self {
             id,

@@ -230,12 +230,15 @@ fn check_prefix(file: &mut File, blob: BlobRef) -> io::Result<BlobCheck> {
         true => resume_offset(present),
         false => 0,
     };
-    file.set_len(offset)?;
+    if offset != present {
+        file.set_len(offset)?;
+    }
     file.seek(SeekFrom::Start(0))?;
     let mut check = BlobCheck::new(blob);
+    let mut prefix = file.take(offset);
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let count = file.read(&mut buffer)?;
+        let count = prefix.read(&mut buffer)?;
         if count == 0 {
             return Ok(check);
         }
