@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use fedllm_client::{Code, Explain};
 
-use crate::folder::{Folder, InitOptions};
+use crate::folder::{Folder, FolderError, InitOptions};
 
 /// Make a federation: a private certificate authority, the server's certificate and a commented
 /// `federation.toml`.
@@ -50,9 +50,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         rounds: args.rounds,
         set: args.set,
     };
-    let folder = Folder::init(&args.dir, &options)
-        .code(Code::Config)
-        .hint("a federation has one folder of its own; choose one that does not exist yet")?;
+    let made = Folder::init(&args.dir, &options);
+    let taken = matches!(made, Err(FolderError::Exists(_)));
+    let made = made.code(Code::Config);
+    let folder = match taken {
+        true => made.hint("a federation has one folder of its own; choose one that does not exist"),
+        false => made,
+    }?;
     if args.json {
         return super::print_json(&serde_json::json!({
             "dir": folder.path(),

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{AdminAddress, AdminError};
-use crate::folder::Folder;
+use crate::folder::{Folder, FolderError};
 use crate::store::{RunStore, StoreError};
 
 /// Runs `fedllm-server` with these arguments (the program's name first), as `main` does.
@@ -146,7 +146,11 @@ fn client_arguments(args: &[OsString]) -> Option<Vec<OsString>> {
         return None;
     }
     let name = OsString::from("fedllm-client");
-    Some(std::iter::once(name).chain(args[2..].iter().cloned()).collect())
+    Some(
+        std::iter::once(name)
+            .chain(args[2..].iter().cloned())
+            .collect(),
+    )
 }
 
 fn start_logging(format: LogFormat, terse: bool) {
@@ -189,8 +193,16 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Opens a federation's folder, with a hint for who has none yet.
 fn open_folder(path: &Path) -> anyhow::Result<Folder> {
-    let hint = format!("make a federation with: fedllm-server init {}", path.display());
-    Folder::open(path).code(Code::Config).hint(hint)
+    let opened = Folder::open(path);
+    let absent = matches!(opened, Err(FolderError::NoFederation(_)));
+    let opened = opened.code(Code::Config);
+    match absent {
+        true => opened.hint(format!(
+            "make a federation with: fedllm-server init {}",
+            path.display()
+        )),
+        false => opened,
+    }
 }
 
 /// A federation's folder as an argument.
