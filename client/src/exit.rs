@@ -123,7 +123,8 @@ fn describe(error: &anyhow::Error) -> String {
     let mut shown = error.to_string();
     for cause in error.chain().skip(1) {
         let line = cause.to_string();
-        if line != shown {
+        // Many errors end with their cause, or are nothing but a name for it.
+        if !shown.ends_with(&line) {
             text.push_str(&format!("  because: {line}\n"));
         }
         shown = line;
@@ -171,6 +172,16 @@ mod tests {
              hint: or none\nhint: use another disk\n"
         );
         assert_eq!(code_of(&error), Code::Data);
+    }
+
+    #[test]
+    fn a_cause_is_shown_once() {
+        let error = failure().context("training: cannot read the shard");
+        let shown = describe(&error.unwrap_err());
+        assert_eq!(
+            shown,
+            "error: training: cannot read the shard\n  because: disk on fire\n"
+        );
     }
 
     #[test]

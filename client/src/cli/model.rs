@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use fedllm_models::device::Selection;
-use fedllm_models::lora::LoraError;
 use fedllm_models::{CausalLm, Lora, ModelConfig, PeftAdapter, lora};
 use fedllm_shared::{Adapter, LoraSpec};
 
@@ -42,19 +41,14 @@ pub(crate) fn read_adapter(
     directory: &Path,
     config: &ModelConfig,
 ) -> anyhow::Result<(LoraSpec, Adapter)> {
-    let peft = PeftAdapter::read(directory).code(Code::Data)?;
-    let adapter = lora::from_peft(config, &peft);
-    let (code, hint) = match &adapter {
-        Err(LoraError::Adapter(_)) => (Code::Data, "the training that wrote it went wrong"),
-        _ => (
-            Code::Incompatible,
-            "an adapter belongs to the model that it was trained on: compare `--model`",
-        ),
-    };
-    adapter
-        .with_context(|| format!("the adapter in {} cannot be used", directory.display()))
-        .code(code)
-        .hint(hint)
+    let unusable = || format!("the adapter in {} cannot be used", directory.display());
+    let peft = PeftAdapter::read(directory)
+        .with_context(unusable)
+        .code(Code::Data)?;
+    lora::from_peft(config, &peft)
+        .with_context(unusable)
+        .code(Code::Incompatible)
+        .hint("an adapter belongs to the model that it was trained on: compare `--model`")
 }
 
 /// Shows a bar for each download.
