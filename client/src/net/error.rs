@@ -126,6 +126,8 @@ mod alert {
     pub(super) const CERTIFICATE_UNKNOWN: u8 = 46;
     pub(super) const UNKNOWN_CA: u8 = 48;
     pub(super) const ACCESS_DENIED: u8 = 49;
+    /// A signature that does not verify, in a certificate or of the handshake.
+    pub(super) const DECRYPT_ERROR: u8 = 51;
     pub(super) const CERTIFICATE_REQUIRED: u8 = 116;
     pub(super) const NO_APPLICATION_PROTOCOL: u8 = 120;
 }
@@ -183,7 +185,9 @@ fn alert_of(code: u64) -> Option<u8> {
 /// This side ended the handshake: something is wrong with the server, as we see it.
 fn by_us(code: u64, reason: String) -> NetError {
     match alert_of(code) {
-        Some(alert::UNKNOWN_CA | alert::UNSUPPORTED_CERTIFICATE) => NetError::WrongAuthority,
+        Some(alert::UNKNOWN_CA | alert::UNSUPPORTED_CERTIFICATE | alert::DECRYPT_ERROR) => {
+            NetError::WrongAuthority
+        }
         Some(alert::NO_APPLICATION_PROTOCOL) => NetError::Version { ours: ours() },
         Some(alert::BAD_CERTIFICATE | alert::CERTIFICATE_EXPIRED | alert::CERTIFICATE_UNKNOWN) => {
             NetError::ServerCertificate { reason }
@@ -204,6 +208,7 @@ fn by_them(code: u64, reason: String) -> NetError {
             | alert::CERTIFICATE_UNKNOWN
             | alert::UNKNOWN_CA
             | alert::ACCESS_DENIED
+            | alert::DECRYPT_ERROR
             | alert::CERTIFICATE_REQUIRED,
         ) => NetError::ClientCertificate { reason },
         _ => NetError::Lost(reason),

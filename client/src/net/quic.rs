@@ -268,20 +268,5 @@ fn enlarge_buffers(socket: &UdpSocket) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nobody_there_is_transient_and_says_where() {
-        let tls = tls::join([0; 32]).unwrap();
-        let config = client_config(tls, DialOptions::default()).unwrap();
-        let error = connect("no-such-host.invalid:4433", &config)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, NetError::Address { .. }) && error.is_transient(),
-            "{error}"
-        );
-        assert!(error.to_string().contains("no-such-host.invalid:4433"));
-    }
-}
+#[path = "quic_tests.rs"]
+mod tests;
