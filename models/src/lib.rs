@@ -1,6 +1,6 @@
 //! Language models of fedllm: weights, adapters, tokens, losses, evaluation.
 //!
-//! A [`Checkpoint`](checkpoint::Checkpoint) opens files, a [`CausalLm`] holds the frozen
+//! A [`Checkpoint`] opens files, a [`CausalLm`] holds the frozen
 //! network on a device, a [`Lora`] the adapter beside it, a [`Trainer`](train::Trainer)
 //! moves the adapter, and a [`Generator`](generate::Generator) writes text.
 
