@@ -5,10 +5,8 @@ mod http;
 mod metrics;
 mod status;
 
-pub use client::AdminError;
 pub(crate) use client::AdminAddress;
+pub use client::AdminError;
 pub(crate) use http::{Admin, InviteRequest, RevokeRequest, serve};
 pub(crate) use metrics::Metrics;
-pub use status::{
-    ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status,
-};
+pub use status::{ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status};

@@ -224,7 +224,7 @@ mod tests {
         let layout = layout();
         let deltas = deltas(&layout);
         let device = Device::flex();
-        let none: Vec<Source<fn() -> Result<&'static [u8], Infallible>>> = Vec::new();
+        let none = deltas[..0].iter().map(update).collect();
         let empty = weighted_mean(&layout, Codec::Bf16, none, &device);
         assert!(matches!(empty, Err(AggregateError::NoWeight(_))));
         let updates = vec![update(&deltas[2])];

@@ -79,6 +79,18 @@ pub enum HostError {
     Other(String),
 }
 
+impl HostError {
+    /// The failure, and what to do about it where that is known.
+    fn advice(&self) -> String {
+        match self {
+            Self::Store(store) if store.is_full() => {
+                format!("{self}; free some space and start it again: nothing acknowledged is lost")
+            }
+            failure => failure.to_string(),
+        }
+    }
+}
+
 /// How a run ended, as far as this process is concerned.
 #[derive(Clone, Debug)]
 pub(crate) enum Ended {
@@ -155,7 +167,7 @@ impl Host {
             Ok(ended) => ended,
             Err(failure) => {
                 error!(%failure, "the run stops");
-                Some(Ended::Failed(failure.to_string()))
+                Some(Ended::Failed(failure.advice()))
             }
         };
         let Some(ended) = ended else { return };
