@@ -91,12 +91,16 @@ pub fn stop_on_signals() -> StopFlag {
     let stop = StopFlag::new();
     let raised = stop.clone();
     let watch = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         if let Err(error) = runtime.and_then(|runtime| runtime.block_on(watch_signals(&raised))) {
             tracing::warn!(%error, "signals are not watched: stopping will not be clean");
         }
     };
-    let started = std::thread::Builder::new().name("signals".to_owned()).spawn(watch);
+    let started = std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(watch);
     if let Err(error) = started {
         tracing::warn!(%error, "signals are not watched: stopping will not be clean");
     }

@@ -24,7 +24,10 @@ const FETCHES: u32 = 20;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// An upload ended.
-    Uploaded { round: RoundId, result: Result<(), NetError> },
+    Uploaded {
+        round: RoundId,
+        result: Result<(), NetError>,
+    },
     /// A job went on. Reports of jobs that were ended meanwhile come too.
     Job { id: u64, report: Report },
 }
@@ -35,7 +38,10 @@ pub(crate) enum Report {
     /// The task can be done here; its adapter has this layout.
     Fits(Arc<Layout>),
     /// The adapter came, or part of it.
-    Fetched { received: Vec<u8>, result: Result<(), NetError> },
+    Fetched {
+        received: Vec<u8>,
+        result: Result<(), NetError>,
+    },
     /// A step is done.
     Step(StepReport),
     /// The work is over.
@@ -108,7 +114,9 @@ impl Job {
     /// Fetches what is missing of the adapter, if it is time to, over a connection that is up.
     pub(crate) fn fetch<T: Transport>(&mut self, link: Option<&T>, meter: &Meter) {
         let due = self.retry_at.is_some_and(|at| at <= Instant::now());
-        let (Some(link), Some(layout), true) = (link, &self.layout, due) else { return };
+        let (Some(link), Some(layout), true) = (link, &self.layout, due) else {
+            return;
+        };
         self.retry_at = None;
         let (blob, max) = (self.task.adapter, adapter_bound(layout));
         let mut received = self.adapter.take().unwrap_or_default();
@@ -158,9 +166,14 @@ impl Job {
     }
 
     fn train(&mut self, adapter: Vec<u8>) {
-        let Some(layout) = self.layout.clone() else { return };
-        let (workshop, task, stop) =
-            (self.workshop.clone(), Arc::clone(&self.task), self.stop.clone());
+        let Some(layout) = self.layout.clone() else {
+            return;
+        };
+        let (workshop, task, stop) = (
+            self.workshop.clone(),
+            Arc::clone(&self.task),
+            self.stop.clone(),
+        );
         self.in_background(move |report| {
             let mut on_step = |step| report(Report::Step(step));
             Report::Done(workshop.work(&task, &layout, &adapter, &stop, &mut on_step))

@@ -27,7 +27,9 @@ pub struct RoundStore {
 impl RoundStore {
     /// What lies in `folder`, which must exist.
     pub fn at(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self {
+            folder: folder.to_owned(),
+        }
     }
 
     /// Where this client stands; as at the beginning if nothing was saved.
@@ -38,8 +40,10 @@ impl RoundStore {
     pub fn load(&self) -> Result<ParticipantState, StateError> {
         let path = self.folder.join(STATE);
         match fs::read(&path) {
-            Ok(bytes) => decode_body(&bytes)
-                .map_err(|error| StateError::Damaged { path, reason: error.to_string() }),
+            Ok(bytes) => decode_body(&bytes).map_err(|error| StateError::Damaged {
+                path,
+                reason: error.to_string(),
+            }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(ParticipantState::default())
             }
@@ -104,7 +108,11 @@ impl RoundStore {
         let entries = fs::read_dir(&self.folder).map_err(io_error("read", &self.folder))?;
         for entry in entries {
             let path = entry.map_err(io_error("read", &self.folder))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if name.starts_with(DELTA_PREFIX) && Some(&path) != kept.as_ref() {
                 remove(&path)?;
             }
@@ -166,7 +174,10 @@ mod tests {
         store.save(&state(b"delta")).unwrap();
         let again = RoundStore::at(folder.path());
         assert_eq!(again.load().unwrap(), state(b"delta"));
-        assert_eq!(again.load_delta(blob).unwrap().as_deref(), Some(&b"delta"[..]));
+        assert_eq!(
+            again.load_delta(blob).unwrap().as_deref(),
+            Some(&b"delta"[..])
+        );
         again.discard_delta(blob.digest).unwrap();
         again.discard_delta(blob.digest).unwrap();
         assert_eq!(again.load_delta(blob).unwrap(), None);
@@ -195,7 +206,10 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         for len in 0..bytes.len() {
             fs::write(&path, &bytes[..len]).unwrap();
-            assert!(matches!(store.load(), Err(StateError::Damaged { .. })), "cut to {len}");
+            assert!(
+                matches!(store.load(), Err(StateError::Damaged { .. })),
+                "cut to {len}"
+            );
         }
     }
 }

@@ -94,7 +94,10 @@ pub(crate) struct Workshop {
 
 impl Workshop {
     pub(crate) fn new(trainer: Box<dyn Trainer>, shard: Shard) -> Self {
-        Self { trainer: Arc::new(Mutex::new(trainer)), shard }
+        Self {
+            trainer: Arc::new(Mutex::new(trainer)),
+            shard,
+        }
     }
 
     /// The layout of the task's adapter, if this client can do what the task asks for.
@@ -127,7 +130,13 @@ impl Workshop {
         let update = {
             let mut trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
             let shard = &self.shard;
-            trainer.fit(FitRequest { task, global: &global, shard, stop, on_step })?
+            trainer.fit(FitRequest {
+                task,
+                global: &global,
+                shard,
+                stop,
+                on_step,
+            })?
         };
         pack(task, update)
     }
@@ -136,16 +145,27 @@ impl Workshop {
 /// The most bytes that the task's adapter may have, encoded.
 pub(crate) fn adapter_bound(layout: &Layout) -> u64 {
     let codecs = [Codec::F32, Codec::Bf16, Codec::Int8Rows];
-    codecs.map(|codec| codec.max_encoded_len(layout)).into_iter().max().unwrap_or_default()
+    codecs
+        .map(|codec| codec.max_encoded_len(layout))
+        .into_iter()
+        .max()
+        .unwrap_or_default()
 }
 
 fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Update, WorkError> {
-    let LocalUpdate { mut delta, metrics, rows, loss_tokens } = update;
+    let LocalUpdate {
+        mut delta,
+        metrics,
+        rows,
+        loss_tokens,
+    } = update;
     if !metrics.is_finite() {
         return Err(WorkError::NotFinite);
     }
     if let Some(max_norm) = task.max_norm {
-        ClipNorm { max_norm }.on_client(&mut delta).map_err(|_| WorkError::NotFinite)?;
+        ClipNorm { max_norm }
+            .on_client(&mut delta)
+            .map_err(|_| WorkError::NotFinite)?;
     }
     let blob = encode_delta(&delta, task.codec).map_err(WorkError::Encode)?;
     let offer = UpdateOffer {

@@ -31,8 +31,8 @@ pub use lora::Lora;
 pub use mapped::MappedBytes;
 pub use peft::{Factor, PeftAdapter, PeftConfig, PeftError, PeftKey, PeftTensor, Projection};
 pub use quant::{
-    BlockFormat, Int8Rows, NF4_BLOCK, NF4_CODEBOOK, Nf4Matrix, QuantError, QuantMatrix, RowOrder, dequantize_row,
-    quantize_row,
+    BlockFormat, Int8Rows, NF4_BLOCK, NF4_CODEBOOK, Nf4Matrix, QuantError, QuantMatrix, RowOrder,
+    dequantize_row, quantize_row,
 };
 pub use template::{ChatTemplate, Message, RenderOptions, Rendered, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};

@@ -97,13 +97,19 @@ enum Command {
     Devices(devices::Args),
     #[command(about = "Download a model of the catalog")]
     Pull(pull::Args),
-    #[command(about = "Turn your own texts into a shard: token numbers in one file, read at training time")]
+    #[command(
+        about = "Turn your own texts into a shard: token numbers in one file, read at training time"
+    )]
     Prepare(prepare::Args),
     #[command(about = "Enroll in a federation with a join token")]
     Join(join::Args),
-    #[command(about = "Take part in a federation: train on your shard when the server asks, send only the delta")]
+    #[command(
+        about = "Take part in a federation: train on your shard when the server asks, send only the delta"
+    )]
     Run(run::Args),
-    #[command(about = "Show what this client is enrolled in, and exactly what has left this machine")]
+    #[command(
+        about = "Show what this client is enrolled in, and exactly what has left this machine"
+    )]
     Status(status::Args),
     #[command(about = "Train an adapter alone, without a server")]
     Train(train::Args),
@@ -140,9 +146,11 @@ impl Global {
     /// Writes `text` to standard output. Whoever reads may have seen enough; that is no error.
     pub(crate) fn print(&self, text: &str) -> anyhow::Result<()> {
         let mut output = std::io::stdout().lock();
-        let written = self
-            .bars
-            .suspend(|| output.write_all(text.as_bytes()).and_then(|()| output.flush()));
+        let written = self.bars.suspend(|| {
+            output
+                .write_all(text.as_bytes())
+                .and_then(|()| output.flush())
+        });
         match written {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other.context("standard output cannot be written"),

@@ -13,17 +13,17 @@ impl<D: Dial> Session<D> {
     pub(super) async fn connect(&mut self) -> Result<(), SessionError> {
         let dialed = tokio::select! {
             biased;
-            () = self.stop.stopped(), if !self.leaving => {
-                Err(NetError::Lost("stopped".to_owned()))
-            }
-            dialed = self.dialer.dial() => dialed,
+            () = self.stop.stopped(), if !self.leaving => None,
+            dialed = self.dialer.dial() => Some(dialed),
         };
         match dialed {
-            Ok(link) => {
+            Some(Ok(link)) => {
                 self.link = Some(link);
                 self.input(ParticipantInput::Connected);
             }
-            Err(error) => self.lost(error)?,
+            Some(Err(error)) => self.lost(error)?,
+            // The owner stops, which the loop sees next.
+            None => self.input(ParticipantInput::Disconnected),
         }
         Ok(())
     }

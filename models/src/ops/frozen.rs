@@ -23,7 +23,10 @@ const FEW_ROWS: usize = 8;
 
 /// A frozen `[out, in]` matrix on some device.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a model has a few hundred of them, read at every step")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has a few hundred of them, read at every step"
+)]
 pub enum FrozenMatrix {
     /// In host memory or in the mapped file.
     Host(HostMatrix),
