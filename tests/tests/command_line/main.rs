@@ -1,0 +1,12 @@
+//! What the programs say to bad input: which file and line, what to do, and the exit code.
+
+mod data;
+mod federation;
+mod help;
+mod models;
+
+use fedllm_tests::federation::Programs;
+
+fn programs() -> Programs {
+    Programs::new(env!("CARGO_BIN_EXE_fedllm-under-test"))
+}

@@ -1,0 +1,12 @@
+//! Federations of real processes over loopback QUIC: from `init` to the export, and what happens
+//! when a client or the server dies or sleeps in the middle.
+
+#[cfg(unix)]
+mod churn;
+mod whole;
+
+use fedllm_tests::federation::Programs;
+
+fn programs() -> Programs {
+    Programs::new(env!("CARGO_BIN_EXE_fedllm-under-test"))
+}
