@@ -199,7 +199,7 @@ mod tests {
         let (ours, theirs) = (federation(), federation());
         let verifier = verifier(&ours.ca).unwrap();
         verify(&*verifier, &ours.server, &[]).unwrap();
-        verify(&*verifier, &theirs.server, &[theirs.ca.clone()]).unwrap_err();
+        verify(&*verifier, &theirs.server, std::slice::from_ref(&theirs.ca)).unwrap_err();
         verify(&*verifier, &ours.client, &[]).unwrap_err();
         verify(&*verifier, &ours.nameless, &[]).unwrap_err();
         let expired = verify(&*verifier, &ours.stale, &[]).unwrap_err();

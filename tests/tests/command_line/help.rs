@@ -6,7 +6,7 @@ use super::programs;
 
 /// The names in the list of commands.
 fn commands(help: &Ended) -> Vec<String> {
-    let list = help.stdout.split("Commands:\n").nth(1).unwrap();
+    let list = help.stdout.split("Commands:\n").nth(1).unwrap_or_default();
     let lines = list.lines().take_while(|line| !line.is_empty());
     let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     names

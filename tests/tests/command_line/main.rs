@@ -1,5 +1,10 @@
 //! What the programs say to bad input: which file and line, what to do, and the exit code.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 mod data;
 mod federation;
 mod help;

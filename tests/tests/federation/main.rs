@@ -1,6 +1,11 @@
 //! Federations of real processes over loopback QUIC: from `init` to the export, and what happens
 //! when a client or the server dies or sleeps in the middle.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 #[cfg(unix)]
 mod churn;
 mod whole;

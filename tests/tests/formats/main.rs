@@ -1,5 +1,10 @@
 //! Model files, tokenizers, templates and adapters against golden values.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 mod adapter;
 mod checkpoint;
 mod quant;

@@ -18,21 +18,21 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 /// Every architecture that the goldens have.
-pub const ARCHITECTURES: [&str; 7] = [
+pub(crate) const ARCHITECTURES: [&str; 7] = [
     "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3",
 ];
 
 /// A tiny model on a device, its adapter, and the reference numbers.
-pub struct Golden {
-    pub model: CausalLm,
-    pub spec: LoraSpec,
-    pub adapter: Adapter,
+pub(crate) struct Golden {
+    pub(crate) model: CausalLm,
+    pub(crate) spec: LoraSpec,
+    pub(crate) adapter: Adapter,
     tensors: Vec<u8>,
     result: Value,
 }
 
 impl Golden {
-    pub fn load(name: &str, device: &Device) -> Self {
+    pub(crate) fn load(name: &str, device: &Device) -> Self {
         let directory = tempfile::tempdir().unwrap();
         tiny::write_directory(directory.path(), name);
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
@@ -68,7 +68,7 @@ impl Golden {
         }
     }
 
-    pub fn lora(&self) -> Lora {
+    pub(crate) fn lora(&self) -> Lora {
         Lora::new(
             self.model.config(),
             &self.spec,
@@ -79,7 +79,7 @@ impl Golden {
     }
 
     /// The two rows of the golden batch, packed.
-    pub fn batch(&self) -> Batch {
+    pub(crate) fn batch(&self) -> Batch {
         let mut batch = Batch::default();
         for row in 0..2 {
             let ids = synthetic::ids(&format!("ids:{row}"), [24, 13][row], 384);
@@ -89,13 +89,13 @@ impl Golden {
         batch
     }
 
-    pub fn f32(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn f32(&self, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.tensors).unwrap();
         let tensor = file.tensor(name).unwrap();
         bytemuck::pod_collect_to_vec(tensor.data())
     }
 
-    pub fn number(&self, path: &str) -> f64 {
+    pub(crate) fn number(&self, path: &str) -> f64 {
         self.result
             .pointer(path)
             .and_then(Value::as_f64)
@@ -103,7 +103,7 @@ impl Golden {
     }
 
     /// The golden values of all adapter tensors under a prefix, in the layout's order.
-    pub fn flat(&self, prefix: &str) -> Vec<f32> {
+    pub(crate) fn flat(&self, prefix: &str) -> Vec<f32> {
         let tensors = self.adapter.layout().tensors();
         tensors
             .iter()
@@ -112,7 +112,7 @@ impl Golden {
     }
 }
 
-pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f64| x * x;
     let difference: f64 = a
@@ -124,7 +124,7 @@ pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     (difference / norm).sqrt()
 }
 
-pub fn settings() -> StepSettings {
+pub(crate) fn settings() -> StepSettings {
     StepSettings {
         lr: 1e-3,
         beta1: 0.9,

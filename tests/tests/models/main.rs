@@ -1,3 +1,8 @@
 //! The models against reference numbers that this project did not make.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 mod golden;
