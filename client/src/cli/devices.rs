@@ -291,11 +291,11 @@ mod tests {
         ];
         assert_eq!(
             table(&rows),
-            "#  device     backend  kind       memory          self-test       tok/s\n\
-             0  Processor  cpu      processor  8.0 GiB shared  passed           1234\n\
-             1  Card       vulkan   discrete   8.0 GiB         passed (2e-5)    1234\n\
-             2  Old        vulkan   discrete   8.0 GiB         FAILED              -\n\
-             3  New        vulkan   discrete   8.0 GiB         not tested          -\n\
+            "#  device     backend  kind       memory          self-test      tok/s\n\
+             0  Processor  cpu      processor  8.0 GiB shared  passed          1234\n\
+             1  Card       vulkan   discrete   8.0 GiB         passed (2e-5)   1234\n\
+             2  Old        vulkan   discrete   8.0 GiB         FAILED             -\n\
+             3  New        vulkan   discrete   8.0 GiB         not tested         -\n\
              \n2: wrong results: the loss differs\n"
         );
         assert_eq!(automatic(&rows).map(|row| row.info.index), Some(1));
