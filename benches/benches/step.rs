@@ -16,7 +16,7 @@ use fedllm_models::device::{self, DeviceChoice};
 use fedllm_models::lora::{self, Lora};
 use fedllm_models::train::{Memory, StepSettings, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint, shape};
-use fedllm_shared::{LoraSpec, Targets};
+use fedllm_shared::{Factors, LoraSpec, Targets};
 use serde::{Deserialize, Serialize};
 
 /// Measures the training step of a LoRA adapter on all seven projections.
@@ -217,6 +217,7 @@ fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
         rslora: false,
         targets: Targets::ALL,
         seed: 0,
+        train: Factors::Both,
     };
     let layout = Arc::new(lora::layout(model.config(), &spec)?);
     let lora = Lora::new(

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedllm_shared::{
     Adapter, BlobRef, DeclineReason, ErrorCode, Hello, Layout, LoraSpec, ModelVersion, PROTOCOL,
-    Participant, ParticipantAction, ParticipantInput, ServerMessage, StopReason, Timestamp,
-    UpdateOffer, decode_adapter,
+    Participant, ParticipantAction, ParticipantInput, RowKind, ServerMessage, StopReason,
+    Timestamp, UpdateOffer, decode_adapter,
 };
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -405,6 +405,8 @@ fn hello(trainer: &dyn Trainer, shard: &Shard) -> Hello {
         template: shard.template(),
         base: trainer.base(),
         resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank: None,
     }
 }
 

@@ -160,6 +160,7 @@ mod tests {
                 rows: 10,
                 loss_tokens: 100,
                 metrics: UpdateMetrics::default(),
+                variate: Default::default(),
             }),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fedllm_shared::{
     BlobRef, ClipNorm, Codec, CodecError, DeclineReason, DeltaTransform, FailReason, Layout,
-    LocalRule, TaskError, TrainTask, UpdateOffer, decode_adapter, encode_delta,
+    LocalRule, TaskError, TrainTask, UpdateOffer, VariateOrigin, decode_adapter, encode_delta,
 };
 use thiserror::Error;
 
@@ -175,6 +175,7 @@ fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Update, WorkError> {
         rows,
         loss_tokens,
         metrics,
+        variate: VariateOrigin::Unused,
     };
     Ok(Update { offer, blob })
 }

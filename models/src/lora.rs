@@ -5,8 +5,8 @@ use crate::ops::{Dropout, GroupGrads, GroupLora, Host, PartB, is_cpu, tensor_on}
 use crate::peft::{PeftAdapter, PeftConfig, PeftError, PeftTensor, Projection};
 use burn::tensor::{Device, Tensor};
 use fedllm_shared::{
-    Adapter, AdapterError, Layout, LayoutError, LoraSpec, ParseTargetsError, Target, Targets,
-    TensorSpec,
+    Adapter, AdapterError, Factors, Layout, LayoutError, LoraSpec, ParseTargetsError, Target,
+    Targets, TensorSpec,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -102,6 +102,7 @@ pub fn from_peft(
         rslora: peft.config.rslora,
         targets: names.join(",").parse()?,
         seed: 0,
+        train: Factors::Both,
     };
     let layout = Arc::new(layout(config, &spec)?);
     let mut values = vec![0.0; layout.len()];

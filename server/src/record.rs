@@ -175,6 +175,7 @@ mod tests {
                 rslora: false,
                 targets: Targets::ALL,
                 seed: 1,
+                train: Default::default(),
             },
             layout: Layout::new(vec![spec]).unwrap(),
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use fedllm_shared::{
     ALPN, ALPN_JOIN, Adapter, BlobRef, BlobRequest, BlobResponse, CHUNK_BYTES, CHUNK_HEADER_BYTES,
     ChunkHeader, ClientId, ClientMessage, Codec, Delta, Digest, FrameDecoder, Hello, JoinRequest,
-    JoinResponse, JoinToken, Layout, PROTOCOL, RoundId, ServerMessage, TensorSpec, TrainTask,
-    UpdateMetrics, UpdateOffer, encode_delta,
+    JoinResponse, JoinToken, Layout, PROTOCOL, RoundId, RowKind, ServerMessage, TensorSpec,
+    TrainTask, UpdateMetrics, UpdateOffer, VariateOrigin, encode_delta,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
@@ -187,6 +187,8 @@ pub(crate) fn hello() -> Hello {
         template: base.template,
         base: base.digest,
         resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank: None,
     }
 }
 
@@ -260,6 +262,7 @@ impl Peer {
             rows: 4,
             loss_tokens: 40,
             metrics: UpdateMetrics::default(),
+            variate: VariateOrigin::Unused,
         };
         self.say(ClientMessage::Offer(offer)).await;
     }

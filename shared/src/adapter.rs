@@ -181,6 +181,16 @@ pub enum AdapterError {
         /// The value's place in the tensor, row by row.
         index: usize,
     },
+    /// A tensor that is not there, or has another shape.
+    #[error("there is no tensor {name} [{rows}, {cols}]")]
+    NoTensor {
+        /// The tensor's name.
+        name: String,
+        /// Its rows.
+        rows: u32,
+        /// Its columns.
+        cols: u32,
+    },
     /// Two layouts where one was needed.
     #[error("layouts differ: expected {expected}, got {got}")]
     LayoutMismatch {
@@ -302,6 +312,51 @@ impl Adapter {
         let moved: Vec<f32> = moved.map(|(value, step)| value + scale * step).collect();
         *self = Self::new(self.layout.clone(), moved)?;
         Ok(())
+    }
+
+    /// The values of the tensors of `layout`, for example those that are trained.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::NoTensor`] if one of them is not here.
+    pub fn select(&self, layout: &Arc<Layout>) -> Result<Self, AdapterError> {
+        if *layout == self.layout {
+            return Ok(self.clone());
+        }
+        let mut values = Vec::with_capacity(layout.len());
+        for tensor in layout.tensors() {
+            values.extend_from_slice(&self.values[self.place(tensor)?]);
+        }
+        let layout = layout.clone();
+        Ok(Self { layout, values })
+    }
+
+    /// Replaces the values of the tensors that `part` has.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError::NoTensor`] if one of them is not here; nothing is then
+    /// replaced.
+    pub fn insert(&mut self, part: &Self) -> Result<(), AdapterError> {
+        let tensors = part.layout.tensors().iter();
+        let places: Vec<_> = tensors
+            .map(|tensor| self.place(tensor))
+            .collect::<Result<_, _>>()?;
+        for (index, place) in places.into_iter().enumerate() {
+            self.values[place].copy_from_slice(part.tensor(index));
+        }
+        Ok(())
+    }
+
+    fn place(&self, tensor: &TensorSpec) -> Result<Range<usize>, AdapterError> {
+        let found = self.layout.find(&tensor.name);
+        let found = found.filter(|index| self.layout.tensors()[*index] == *tensor);
+        let index = found.ok_or_else(|| AdapterError::NoTensor {
+            name: tensor.name.clone(),
+            rows: tensor.rows,
+            cols: tensor.cols,
+        })?;
+        Ok(self.layout.range(index))
     }
 }
 
@@ -467,6 +522,21 @@ mod tests {
         assert_eq!(moved, local);
         assert_eq!(local.l2_norm(), 32f64.sqrt());
         assert_eq!(local.tensor(1), [2.0, 2.0]);
+    }
+
+    #[test]
+    fn a_part_is_taken_out_and_put_back() {
+        let mut whole = Adapter::new(layout(), (0..8).map(|v| v as f32).collect()).unwrap();
+        let b = Arc::new(Layout::new(vec![spec("b", 1, 2)]).unwrap());
+        let mut part = whole.select(&b).unwrap();
+        assert_eq!(part.values(), [6.0, 7.0]);
+        part.apply(&Delta::new(b, vec![1.0, -1.0]).unwrap(), 1.0)
+            .unwrap();
+        whole.insert(&part).unwrap();
+        assert_eq!(whole.values(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 6.0]);
+        let other = Arc::new(Layout::new(vec![spec("b", 2, 1)]).unwrap());
+        assert!(whole.select(&other).is_err());
+        assert!(whole.insert(&Adapter::zeros(other)).is_err());
     }
 
     #[test]

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ClientId, Digest, ModelVersion, RoundId, RunId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
-use crate::wire::{BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, UpdateMetrics};
+use crate::wire::{
+    BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, UpdateMetrics, VariateOrigin,
+};
 
 /// An event and when it happened. As JSON it is one flat object.
 ///
@@ -133,6 +135,9 @@ pub enum Event {
         weight: u64,
         /// What the training looked like.
         metrics: UpdateMetrics,
+        /// The control variate it began with.
+        #[serde(default)]
+        variate: VariateOrigin,
     },
     /// An update does not count.
     UpdateRejected {

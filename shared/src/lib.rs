@@ -9,8 +9,10 @@ mod codec;
 mod config;
 mod event;
 mod id;
+mod lowrank;
 pub mod manual;
 mod metric;
+mod nearest;
 mod proto;
 mod reduce;
 mod strategy;
@@ -28,32 +30,37 @@ pub use codec::{
 };
 pub use config::{
     ConfigError, DataConfig, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource,
-    RoundsConfig, ScheduleKind, ServerConfig, WireConfig,
+    ObjectiveConfig, ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, WireConfig,
 };
 pub use event::{Event, EventRecord};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
+pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};
 pub use metric::{Mean, exact_match, perplexity};
+pub use nearest::nearest;
 pub use proto::{
     Backoff, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
-    Member, MemberState, Participant, ParticipantAction, ParticipantInput, ParticipantState,
-    Presence, RoundCounts, RoundPolicy, RoundVerdict, RunPlan, ShardFacts, SnapshotError,
-    StopReason, UpdateRecord, WeightedUpdate,
+    Member, MemberState, Models, Participant, ParticipantAction, ParticipantInput,
+    ParticipantState, Presence, RankPlan, RoundCounts, RoundPolicy, RoundVerdict, RunPlan,
+    ShardFacts, SnapshotError, StopReason, UpdateRecord, WeightedUpdate,
 };
 pub use reduce::{ReduceError, WeightedMean, weighted_mean};
 pub use strategy::{
-    Aggregate, FedAvg, ReduceRule, RoundConfig, RoundReport, ServerOptimizer, ServerState,
-    Strategy, StrategySpec, WeightBy, Weighting,
+    Aggregate, Compat, LocalChoice, MOMENTUM, Parameter, ReduceRule, Reduction, RoundReport,
+    SECOND_MOMENT, SecondMoment, ServerOptimizer, ServerState, Strategy, StrategyError,
+    StrategyKind, VARIATE, WeightBy, Weighting, update_layout,
 };
 pub use time::Timestamp;
 pub use transform::{ClipNorm, DeltaTransform, TransformChain, clip_factor};
 pub use wire::{
     ALPN, ALPN_JOIN, BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse,
-    CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, DeclineReason, ErrorCode,
+    CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, DeclineReason, ErrorCode, Factors,
     FailReason, FrameDecoder, Hello, JoinGrant, JoinRefusal, JoinRequest, JoinResponse, JoinToken,
-    JoinTokenError, LocalRule, LocalSpec, LoraSpec, MAX_BODY_BYTES, MAX_CSR_BYTES, MAX_TEXT_BYTES,
-    ObjectiveSpec, PROTOCOL, ParseTargetsError, RefuseReason, RoundOutcome, RoundSummary,
-    ServerMessage, Target, Targets, TaskError, TokenId, TokenSecret, TrainTask, UpdateMetrics,
-    UpdateOffer, WaitReason, Welcome, WireError, decode_body, encode_frame, resume_offset,
+    JoinTokenError, LocalOptimizer, LocalRule, LocalSpec, LoraSpec, MAX_BODY_BYTES, MAX_CSR_BYTES,
+    MAX_TEXT_BYTES, ObjectiveSpec, PROTOCOL, ParseTargetsError, PreferenceLoss, PreferenceMetrics,
+    PreferenceSpec, Reference, RefuseReason, RoundOutcome, RoundSummary, RowKind, ServerMessage,
+    Target, Targets, TaskError, TokenId, TokenSecret, TrainTask, UpdateMetrics, UpdateOffer,
+    VariateForm, VariateOrigin, WaitReason, Welcome, WireError, decode_body, encode_frame,
+    resume_offset,
 };
 
 #[cfg(test)]

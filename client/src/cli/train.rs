@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use fedllm_models::train::Memory;
 use fedllm_models::{ModelConfig, lora};
-use fedllm_shared::{Adapter, LocalSpec, LoraSpec, Targets};
+use fedllm_shared::{Adapter, Factors, LocalOptimizer, LocalSpec, LoraSpec, Targets};
 use serde::Serialize;
 
 use super::Global;
@@ -187,6 +187,7 @@ fn first_adapter(args: &Args, config: &ModelConfig) -> anyhow::Result<(LoraSpec,
         rslora: args.rslora,
         targets: args.targets.unwrap_or(Targets::ALL),
         seed: args.seed,
+        train: Factors::Both,
     };
     let layout = Arc::new(lora::layout(config, &spec).code(Code::Incompatible)?);
     let adapter = lora::init(&layout, args.seed)?;
@@ -230,6 +231,7 @@ fn local(args: &Args, shard: &Shard) -> LocalSpec {
         max_grad_norm: args.max_grad_norm,
         keep_optimizer: false,
         shuffle: args.shuffle,
+        optimizer: LocalOptimizer::AdamW,
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fedllm_shared::{
-    BlobRequest, BlobResponse, CHUNK_BYTES, ClientMessage, Codec, Delta, Digest, FailReason,
-    LocalRule, LocalSpec, ObjectiveSpec, RoundId, RoundOutcome, RoundSummary, RunId, Targets,
-    TensorSpec, TrainTask, UpdateMetrics, Welcome, decode_delta, encode_adapter,
+    BlobRequest, BlobResponse, CHUNK_BYTES, ClientMessage, Codec, Delta, Digest, Factors,
+    FailReason, LocalOptimizer, LocalRule, LocalSpec, ObjectiveSpec, RoundId, RoundOutcome,
+    RoundSummary, RunId, Targets, TensorSpec, TrainTask, UpdateMetrics, Welcome, decode_delta,
+    encode_adapter,
 };
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
@@ -186,6 +187,7 @@ impl Case {
                 rslora: false,
                 targets: Targets::ALL,
                 seed: 0,
+                train: Factors::Both,
             },
             objective: ObjectiveSpec::Sft,
             local: LocalSpec {
@@ -200,6 +202,7 @@ impl Case {
                 max_grad_norm: 1.0,
                 keep_optimizer: false,
                 shuffle: false,
+                optimizer: LocalOptimizer::AdamW,
             },
             codec: Codec::F32,
             rule: LocalRule::Plain,

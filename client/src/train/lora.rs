@@ -278,6 +278,7 @@ impl Sums {
                 grad_norm_mean: (self.norm / steps) as f32,
                 tokens: self.tokens,
                 seconds: started.elapsed().as_secs_f64(),
+                preference: None,
             },
             loss_tokens: self.loss_tokens,
         }

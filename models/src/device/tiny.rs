@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use fedllm_shared::{Adapter, LoraSpec, Targets};
+use fedllm_shared::{Adapter, Factors, LoraSpec, Targets};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -71,6 +71,7 @@ fn adapter(model: &CausalLm, device: &Device) -> Result<Lora, String> {
         rslora: false,
         targets: Targets::ALL,
         seed: 1,
+        train: Factors::Both,
     };
     let layout = Arc::new(lora::layout(model.config(), &spec).map_err(text)?);
     let values = uniform(&mut ChaCha8Rng::seed_from_u64(2), layout.len(), 0.2);

@@ -145,6 +145,8 @@ mod tests {
             template: Digest::default(),
             base: Digest::default(),
             resume: None,
+            shard_kind: Default::default(),
+            max_rank: None,
         };
         let arrival = Arrival {
             client: ClientId([1; 32]),

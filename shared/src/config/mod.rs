@@ -12,8 +12,8 @@ pub use schedule::{LrSchedule, ScheduleKind};
 
 use crate::codec::Codec;
 use crate::id::{Digest, RoundId};
-use crate::strategy::{StrategySpec, Weighting};
-use crate::wire::{LocalSpec, LoraSpec};
+use crate::strategy::{Strategy, Weighting};
+use crate::wire::{LocalSpec, LoraSpec, PreferenceLoss};
 
 /// A federation as its operator describes it, checked.
 ///
@@ -42,12 +42,20 @@ pub struct Federation {
     pub data: DataConfig,
     /// The adapter.
     pub lora: LoraSpec,
+    /// Lower ranks that clients may train, the highest first.
+    pub ranks: Vec<u32>,
+    /// A PEFT directory that the first adapter is read from, instead of a fresh one.
+    pub start: Option<String>,
+    /// What is minimized.
+    pub objective: ObjectiveConfig,
     /// When rounds open and close.
     pub rounds: RoundsConfig,
     /// What clients do in a round.
     pub local: LocalConfig,
     /// The algorithm.
-    pub strategy: StrategySpec,
+    pub strategy: Strategy,
+    /// The N of SCAFFOLD: how many clients there are, at least.
+    pub population: u64,
     /// What an update weighs.
     pub weighting: Weighting,
     /// How updates travel.
@@ -82,6 +90,35 @@ pub struct DataConfig {
     pub template: String,
     /// The longest row, in tokens.
     pub max_tokens: u32,
+}
+
+/// What is minimized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveConfig {
+    /// The cross-entropy of answers.
+    Sft,
+    /// A loss over pairs of answers.
+    Dpo {
+        /// The β that keeps the policy near the reference.
+        beta: f32,
+        /// The ε of labels that are wrong.
+        label_smoothing: f32,
+        /// The loss.
+        loss: PreferenceLoss,
+        /// What the policy is compared with.
+        reference: ReferenceConfig,
+    },
+}
+
+/// What a policy is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceConfig {
+    /// The base with the adapter off.
+    Base,
+    /// The base with the run's first adapter.
+    Initial,
 }
 
 /// When rounds open and close.
@@ -244,10 +281,48 @@ mod tests {
                 "q,x",
             ),
             (
-                "[strategy]\nname = \"fedsgd\"",
+                "[strategy]\nname = \"fedadgrad\"",
                 Some(2),
                 "strategy.name",
-                "fedavg",
+                "did you mean \"fedadagrad\"",
+            ),
+            (
+                "[strategy]\nname = \"fedprox\"\n\ntau = 1.0",
+                Some(4),
+                "strategy.tau",
+                "it has mu, server_lr",
+            ),
+            (
+                "[strategy]\nname = \"fedadam\"\nbeta2 = 2.0",
+                Some(3),
+                "strategy.beta2",
+                "got 2",
+            ),
+            (
+                "[strategy]\nname = \"fedyogi\"\nreduce = \"exact\"",
+                Some(3),
+                "strategy.reduce",
+                "momentum",
+            ),
+            ("[adapter]\nranks = [4]", Some(2), "adapter.ranks", "exact"),
+            (
+                "[adapter]\nranks = [4, 8]\n[strategy]\nreduce = \"exact\"",
+                Some(2),
+                "adapter.ranks",
+                "below 8",
+            ),
+            (
+                "[objective]\nkind = \"dpo\"\nbeta = 0.0",
+                Some(3),
+                "objective.beta",
+                "got 0",
+            ),
+            ("[objective]\nbeta = 0.2", Some(2), "objective.beta", "dpo"),
+            (
+                "[objective]\nkind = \"dpo\"\nloss = \"ipo\"\nlabel_smoothing = 0.1",
+                Some(4),
+                "objective.label_smoothing",
+                "sigmoid",
             ),
             ("[wire]\ncodec = \"int4\"", Some(2), "wire.codec", "bf16"),
             ("[wire]\nmax_norm = 0", Some(2), "wire.max_norm", "above 0"),
@@ -291,8 +366,8 @@ mod tests {
     #[test]
     fn unknown_keys_and_wrong_types_are_errors_with_lines() {
         let cases = [
-            ("\n[rounds]\ncohrt = 3", Some(3), "cohrt"),
-            ("[round]\ncohort = 3", Some(1), "round"),
+            ("\n[rounds]\ncohrt = 3", Some(3), "did you mean `cohort`?"),
+            ("[round]\ncohort = 3", Some(1), "did you mean `rounds`?"),
             ("[rounds]\ncohort = \"3\"", Some(2), "invalid type"),
             ("[rounds]\ncohort = -3", Some(2), "-3"),
             ("[rounds]\ncohort =", Some(2), ""),
@@ -310,7 +385,8 @@ mod tests {
         let text = "[local]\nschedule = \"cosine\"\nlr = 1e-3\nlr_min = 0.0";
         let federation = Federation::parse(text).unwrap();
         assert_eq!(federation.local.at(RoundId(0)).lr, 1e-3);
-        assert!((federation.local.at(RoundId(5)).lr - 5e-4).abs() < 1e-9);
+        assert!((federation.local.at(RoundId(5)).lr - 4.131_759e-4).abs() < 1e-9);
+        assert_eq!(federation.local.at(RoundId(9)).lr, 0.0);
         assert_eq!(federation.local.at(RoundId(5)).steps, 10);
     }
 }

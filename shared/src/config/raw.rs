@@ -8,8 +8,9 @@ use serde::Deserialize;
 use toml::de::DeTable;
 
 use super::*;
-use crate::strategy::WeightBy;
-use crate::wire::Targets;
+use crate::nearest::nearest;
+use crate::strategy::{Compat, ReduceRule, Reduction, StrategyError, StrategyKind, WeightBy};
+use crate::wire::{LocalOptimizer, Targets};
 
 /// The file as it stands. Each section's defaults are those of `federation.toml`.
 #[derive(Default, Deserialize)]
@@ -19,6 +20,7 @@ struct Raw {
     model: RawModel,
     data: RawData,
     adapter: RawAdapter,
+    objective: RawObjective,
     rounds: RawRounds,
     local: RawLocal,
     strategy: RawStrategy,
@@ -62,6 +64,15 @@ section!(RawAdapter {
     dropout: f32 = 0.0,
     rslora: bool = false,
     targets: String = Targets::ALL.to_string(),
+    ranks: Vec<u32> = Vec::new(),
+    start: Option<String> = None,
+});
+section!(RawObjective {
+    kind: String = "sft".into(),
+    beta: Option<f32> = None,
+    label_smoothing: Option<f32> = None,
+    loss: Option<String> = None,
+    reference: Option<String> = None,
 });
 section!(RawRounds {
     count: u64 = 10,
@@ -84,13 +95,44 @@ section!(RawLocal {
     max_grad_norm: f32 = 1.0,
     keep_optimizer: bool = false,
     shuffle: bool = true,
+    optimizer: String = "adamw".into(),
 });
 section!(RawStrategy {
     name: String = "fedavg".into(),
-    server_lr: f32 = 1.0,
-    weight_by: String = "rows".into(),
+    compat: String = "paper".into(),
+    reduce: String = "plain".into(),
+    weight_by: Option<String> = None,
     max_weight: u64 = 1_000_000,
+    population: u64 = 0,
+    server_lr: Option<f64> = None,
+    mu: Option<f64> = None,
+    eta_g: Option<f64> = None,
+    beta: Option<f64> = None,
+    eta: Option<f64> = None,
+    tau: Option<f64> = None,
+    beta1: Option<f64> = None,
+    beta2: Option<f64> = None,
 });
+
+impl RawStrategy {
+    /// The parameters that stand in the file.
+    fn parameters(&self) -> Vec<(&'static str, f64)> {
+        let all = [
+            ("server_lr", self.server_lr),
+            ("mu", self.mu),
+            ("eta_g", self.eta_g),
+            ("beta", self.beta),
+            ("eta", self.eta),
+            ("tau", self.tau),
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+        ];
+        let given = all.into_iter();
+        given
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
+    }
+}
 section!(RawWire {
     codec: String = "bf16".into(),
     max_norm: Option<f32> = None,
@@ -108,23 +150,40 @@ pub(super) fn parse(text: &str) -> Result<Federation, ConfigError> {
     let raw: Raw = toml::from_str(text).map_err(|error| ConfigError {
         line: error.span().map(|span| line_at(text, span.start)),
         key: None,
-        problem: error.message().to_owned(),
+        problem: with_nearest(error.message()),
     })?;
     let file = File { text };
 
     let seed = raw.federation.seed;
     let rounds = rounds(&file, &raw.rounds)?;
+    let (strategy, reduction) = strategy(&file, &raw.strategy)?;
+    let mut lora = lora(&file, &raw.adapter, seed)?;
+    lora.train = reduction.factors();
+    let weight_by = match &raw.strategy.weight_by {
+        Some(name) => file.one_of("strategy.weight_by", name, &WEIGHTS)?,
+        None => strategy.kind.weight_by(strategy.compat),
+    };
     Ok(Federation {
         name: file.text("federation.name", raw.federation.name, 1..=100)?,
         seed,
         model: model(&file, raw.model)?,
-        lora: lora(&file, &raw.adapter, seed)?,
-        local: local(&file, &raw.local, raw.data.max_tokens, rounds.count)?,
+        ranks: ranks(&file, &raw.adapter, &strategy)?,
+        start: raw.adapter.start,
+        lora,
+        objective: objective(&file, &raw.objective)?,
+        local: local(
+            &file,
+            &raw.local,
+            raw.data.max_tokens,
+            rounds.count,
+            strategy.compat,
+        )?,
         data: data(&file, raw.data)?,
         rounds,
-        strategy: strategy(&file, &raw.strategy)?,
+        population: raw.strategy.population,
+        strategy,
         weighting: Weighting {
-            by: file.one_of("strategy.weight_by", &raw.strategy.weight_by, &WEIGHTS)?,
+            by: weight_by,
             max: file.bound("strategy.max_weight", raw.strategy.max_weight, 1, 1 << 52)?,
         },
         wire: wire(&file, &raw.wire)?,
@@ -137,9 +196,24 @@ const WEIGHTS: [(&str, WeightBy); 3] = [
     ("loss_tokens", WeightBy::LossTokens),
     ("uniform", WeightBy::Uniform),
 ];
-const SCHEDULES: [(&str, ScheduleKind); 2] = [
+const SCHEDULES: [(&str, ScheduleKind); 3] = [
     ("constant", ScheduleKind::Constant),
     ("cosine", ScheduleKind::Cosine),
+    ("linear", ScheduleKind::Linear),
+];
+const OPTIMIZERS: [(&str, LocalOptimizer); 2] = [
+    ("adamw", LocalOptimizer::AdamW),
+    ("sgd", LocalOptimizer::Sgd),
+];
+const LOSSES: [(&str, PreferenceLoss); 4] = [
+    ("sigmoid", PreferenceLoss::Sigmoid),
+    ("hinge", PreferenceLoss::Hinge),
+    ("ipo", PreferenceLoss::Ipo),
+    ("ipo_mean", PreferenceLoss::IpoMean),
+];
+const REFERENCES: [(&str, ReferenceConfig); 2] = [
+    ("base", ReferenceConfig::Base),
+    ("initial", ReferenceConfig::Initial),
 ];
 const CODECS: [(&str, Codec); 3] = [
     ("f32", Codec::F32),
@@ -178,6 +252,67 @@ fn lora(file: &File<'_>, raw: &RawAdapter, seed: u64) -> Result<LoraSpec, Config
         rslora: raw.rslora,
         targets: file.read("adapter.targets", &raw.targets)?,
         seed,
+        train: Default::default(),
+    })
+}
+
+/// The lower ranks, the highest first.
+fn ranks(file: &File<'_>, raw: &RawAdapter, strategy: &Strategy) -> Result<Vec<u32>, ConfigError> {
+    let key = "adapter.ranks";
+    if !raw.ranks.is_empty() && strategy.reduce != ReduceRule::Products {
+        let problem = "needs strategy.reduce = \"exact\": factors of different ranks have no mean";
+        return Err(file.error(key, problem));
+    }
+    let mut ranks = raw.ranks.clone();
+    ranks.sort_unstable_by(|a, b| b.cmp(a));
+    ranks.dedup();
+    match ranks.iter().find(|rank| **rank == 0 || **rank >= raw.rank) {
+        None => Ok(ranks),
+        Some(wrong) => {
+            let problem = format!(
+                "must be above 0 and below {} (the rank), got {wrong}",
+                raw.rank
+            );
+            Err(file.error(key, &problem))
+        }
+    }
+}
+
+fn objective(file: &File<'_>, raw: &RawObjective) -> Result<ObjectiveConfig, ConfigError> {
+    let is_dpo = file.one_of(
+        "objective.kind",
+        &raw.kind,
+        &[("sft", false), ("dpo", true)],
+    )?;
+    if !is_dpo {
+        let given = [
+            ("objective.beta", raw.beta.is_some()),
+            ("objective.label_smoothing", raw.label_smoothing.is_some()),
+            ("objective.loss", raw.loss.is_some()),
+            ("objective.reference", raw.reference.is_some()),
+        ];
+        return match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(file.error(key, "is for objective.kind = \"dpo\" only")),
+            None => Ok(ObjectiveConfig::Sft),
+        };
+    }
+    let (loss, reference) = (raw.loss.as_deref(), raw.reference.as_deref());
+    let loss = file.one_of("objective.loss", loss.unwrap_or("sigmoid"), &LOSSES)?;
+    let smoothing = raw.label_smoothing.unwrap_or(0.0);
+    let label_smoothing = file.bound("objective.label_smoothing", smoothing, 0.0, 0.499)?;
+    if label_smoothing > 0.0 && loss != PreferenceLoss::Sigmoid {
+        let problem = "is for objective.loss = \"sigmoid\" only";
+        return Err(file.error("objective.label_smoothing", problem));
+    }
+    Ok(ObjectiveConfig::Dpo {
+        beta: file.bound("objective.beta", raw.beta.unwrap_or(0.1), 1e-6, 1e3)?,
+        label_smoothing,
+        loss,
+        reference: file.one_of(
+            "objective.reference",
+            reference.unwrap_or("base"),
+            &REFERENCES,
+        )?,
     })
 }
 
@@ -207,6 +342,7 @@ fn local(
     raw: &RawLocal,
     max_tokens: u32,
     rounds: u64,
+    compat: Compat,
 ) -> Result<LocalConfig, ConfigError> {
     let lr = file.bound("local.lr", raw.lr, 0.0, 10.0)?;
     Ok(LocalConfig {
@@ -216,6 +352,7 @@ fn local(
             lr_min: file.bound("local.lr_min", raw.lr_min, 0.0, 10.0)?,
             warmup_rounds: raw.warmup_rounds,
             rounds,
+            compat,
         },
         spec: LocalSpec {
             steps: file.bound("local.steps", raw.steps, 1, 1_000_000)?,
@@ -229,17 +366,28 @@ fn local(
             max_grad_norm: file.bound("local.max_grad_norm", raw.max_grad_norm, 0.0, 1e9)?,
             keep_optimizer: raw.keep_optimizer,
             shuffle: raw.shuffle,
+            optimizer: file.one_of("local.optimizer", &raw.optimizer, &OPTIMIZERS)?,
         },
     })
 }
 
-fn strategy(file: &File<'_>, raw: &RawStrategy) -> Result<StrategySpec, ConfigError> {
-    let server_lr = file.above_zero("strategy.server_lr", raw.server_lr, 100.0)?;
-    file.one_of(
-        "strategy.name",
-        &raw.name,
-        &[("fedavg", StrategySpec::FedAvg { server_lr })],
-    )
+fn strategy(file: &File<'_>, raw: &RawStrategy) -> Result<(Strategy, Reduction), ConfigError> {
+    let kind: StrategyKind = raw.name.parse().map_err(|error: StrategyError| {
+        file.error("strategy.name", &format!("= {:?}: {error}", raw.name))
+    })?;
+    let compat = file.one_of("strategy.compat", &raw.compat, &Compat::NAMES)?;
+    let reduction = file.one_of("strategy.reduce", &raw.reduce, &Reduction::NAMES)?;
+    let strategy = Strategy::new(kind, compat, reduction, &raw.parameters());
+    let strategy = strategy.map_err(|error| {
+        let key = match &error {
+            StrategyError::UnknownParameter { name, .. } => format!("strategy.{name}"),
+            StrategyError::OutOfRange { name, .. } => format!("strategy.{name}"),
+            StrategyError::Reduction { .. } => "strategy.reduce".to_owned(),
+            StrategyError::Unknown { .. } => "strategy.name".to_owned(),
+        };
+        file.error(&key, &format!("is wrong: {error}"))
+    })?;
+    Ok((strategy, reduction))
 }
 
 fn wire(file: &File<'_>, raw: &RawWire) -> Result<WireConfig, ConfigError> {
@@ -352,6 +500,18 @@ impl File<'_> {
         let table = file.get(section)?.get_ref().as_table()?;
         let (key, _) = table.get_key_value(key)?;
         Some(line_at(self.text, key.span().start))
+    }
+}
+
+/// An error of the parser; the name that was probably meant is added to an unknown one.
+fn with_nearest(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match quoted.split_first() {
+        Some((unknown, known)) if message.starts_with("unknown field") && !known.is_empty() => {
+            let meant = nearest(unknown, known.iter().copied());
+            format!("{message}; did you mean `{meant}`?")
+        }
+        _ => message.to_owned(),
     }
 }
 

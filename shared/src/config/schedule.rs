@@ -5,6 +5,7 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 
 use crate::id::RoundId;
+use crate::strategy::Compat;
 
 /// How the clients' learning rate moves over the rounds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,12 +14,15 @@ pub struct LrSchedule {
     pub kind: ScheduleKind,
     /// The highest learning rate.
     pub lr: f32,
-    /// The learning rate that the cosine ends at.
+    /// The learning rate of the last round, unless it is constant; `lr` if that is lower.
     pub lr_min: f32,
     /// Rounds in which it rises evenly to its schedule.
     pub warmup_rounds: u64,
     /// Rounds of the run.
     pub rounds: u64,
+    /// Whose cosine: OpenFedLLM's rises where `lr` is below `lr_min`, and
+    /// ends a round after the last.
+    pub compat: Compat,
 }
 
 /// The shape of a schedule.
@@ -27,24 +31,35 @@ pub struct LrSchedule {
 pub enum ScheduleKind {
     /// The same in every round.
     Constant,
-    /// Half a cosine from `lr` in round 0 to `lr_min` after the last round.
+    /// Half a cosine from `lr` in the first round to `lr_min` in the last.
     Cosine,
+    /// A line from `lr` in the first round to `lr_min` in the last.
+    Linear,
 }
 
 impl LrSchedule {
     /// The learning rate of `round`.
     pub fn at(&self, round: RoundId) -> f32 {
-        let full = match self.kind {
-            ScheduleKind::Constant => f64::from(self.lr),
-            ScheduleKind::Cosine => self.cosine(round),
+        let high = f64::from(self.lr);
+        let low = match self.compat {
+            Compat::Paper => f64::from(self.lr_min).min(high),
+            Compat::OpenFedLlm => f64::from(self.lr_min),
         };
-        (full * self.warmup(round)) as f32
+        let left = match self.kind {
+            ScheduleKind::Constant => 1.0,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (PI * self.done(round)).cos()),
+            ScheduleKind::Linear => 1.0 - self.done(round),
+        };
+        ((low + (high - low) * left) * self.warmup(round)) as f32
     }
 
-    fn cosine(&self, round: RoundId) -> f64 {
-        let (high, low) = (f64::from(self.lr), f64::from(self.lr_min));
-        let done = (round.0 as f64 / self.rounds.max(1) as f64).min(1.0);
-        low + 0.5 * (high - low) * (1.0 + (PI * done).cos())
+    /// How much of the run is behind `round`: 0 in the first, 1 in the last.
+    fn done(&self, round: RoundId) -> f64 {
+        let last = match self.compat {
+            Compat::Paper => self.rounds.saturating_sub(1),
+            Compat::OpenFedLlm => self.rounds,
+        };
+        (round.0 as f64 / last.max(1) as f64).min(1.0)
     }
 
     fn warmup(&self, round: RoundId) -> f64 {
@@ -64,13 +79,17 @@ mod tests {
             lr_min: 1e-6,
             warmup_rounds,
             rounds: 200,
+            compat: Compat::Paper,
         }
     }
 
     #[test]
-    fn cosine_follows_the_reference() {
+    fn a_cosine_with_compat_is_the_reference() {
         // lr_min + 0.5 (lr - lr_min) (1 + cos(pi round / 200)), in Python.
-        let cosine = schedule(ScheduleKind::Cosine, 0);
+        let cosine = LrSchedule {
+            compat: Compat::OpenFedLlm,
+            ..schedule(ScheduleKind::Cosine, 0)
+        };
         for (round, expected) in [
             (0, 5e-5),
             (1, 4.999_698e-5),
@@ -83,6 +102,32 @@ mod tests {
             let got = cosine.at(RoundId(round));
             assert!((got - expected).abs() < 1e-11, "{round}: {got}");
         }
+    }
+
+    #[test]
+    fn the_last_round_has_the_lowest_rate_and_none_a_lower_one() {
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear] {
+            let falling = schedule(kind, 0);
+            assert_eq!(falling.at(RoundId(0)), 5e-5);
+            assert!((falling.at(RoundId(199)) - 1e-6).abs() < 1e-12);
+            let middle = 0.5 * (falling.at(RoundId(99)) + falling.at(RoundId(100)));
+            assert!((middle - 2.55e-5).abs() < 1e-10);
+            let below = LrSchedule {
+                lr: 5e-7,
+                ..falling
+            };
+            assert_eq!(below.at(RoundId(150)), 5e-7);
+            let risen = LrSchedule {
+                compat: Compat::OpenFedLlm,
+                ..below
+            };
+            assert!(risen.at(RoundId(150)) > 5e-7);
+        }
+        let single = LrSchedule {
+            rounds: 1,
+            ..schedule(ScheduleKind::Linear, 0)
+        };
+        assert_eq!(single.at(RoundId(0)), 5e-5);
     }
 
     #[test]

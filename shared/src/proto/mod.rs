@@ -6,6 +6,8 @@
 
 mod backoff;
 mod coordinator;
+mod mersenne;
+mod models;
 mod participant;
 mod plan;
 mod policy;
@@ -19,9 +21,10 @@ pub use coordinator::{
     Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
     SnapshotError,
 };
+pub use models::Models;
 pub use participant::{
     Participant, ParticipantAction, ParticipantInput, ParticipantState, StopReason,
 };
-pub use plan::{RunPlan, ShardFacts};
+pub use plan::{RankPlan, RunPlan, ShardFacts};
 pub use policy::{Presence, RoundCounts, RoundPolicy, RoundVerdict};
 pub use round::{Member, MemberState, UpdateRecord, WeightedUpdate};

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::mersenne;
 use super::plan::ShardFacts;
 use super::policy::RoundCounts;
 use super::seed::derive;
 use crate::id::{ClientId, RoundId};
 use crate::metric::Mean;
-use crate::wire::{BlobRef, UpdateMetrics, UpdateOffer};
+use crate::strategy::Compat;
+use crate::wire::{BlobRef, UpdateMetrics, UpdateOffer, VariateOrigin};
 
 /// A client that was asked in a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,6 +79,8 @@ pub struct UpdateRecord {
     pub loss_tokens: u64,
     /// What the training looked like.
     pub metrics: UpdateMetrics,
+    /// The control variate it began with.
+    pub variate: VariateOrigin,
 }
 
 /// An update as it goes into the mean.
@@ -90,6 +94,12 @@ pub struct WeightedUpdate {
     pub weight: f64,
     /// What its values are multiplied with: below 1 if it is longer than allowed.
     pub scale: f64,
+    /// Its length (L2), before that.
+    pub norm: f64,
+    /// The adapter it starts from.
+    pub start: BlobRef,
+    /// The rank of that, if it is a lower one than the run's own.
+    pub rank: Option<u32>,
 }
 
 /// One round.
@@ -154,7 +164,19 @@ impl Round {
     ///
     /// Each client has a place by chance that follows from the seed, the
     /// round and its name alone: who else is there does not change it.
-    pub(super) fn draw(&self, seed: u64, mut candidates: Vec<ClientId>) -> Vec<ClientId> {
+    ///
+    /// OpenFedLLM takes `cohort` of all clients by a generator that the round
+    /// alone seeds, whatever the seed of the run.
+    pub(super) fn draw(
+        &self,
+        (seed, compat): (u64, Compat),
+        cohort: u32,
+        mut candidates: Vec<ClientId>,
+    ) -> Vec<ClientId> {
+        if compat == Compat::OpenFedLlm {
+            let drawn = mersenne::sample(self.id.0, candidates.len(), cohort as usize);
+            return drawn.into_iter().map(|index| candidates[index]).collect();
+        }
         let (round, attempt) = (self.id.0.to_le_bytes(), self.attempt.to_le_bytes());
         candidates
             .sort_by_cached_key(|client| derive(seed, "cohort", &[&round, &attempt, &client.0]));
@@ -191,18 +213,43 @@ mod tests {
 
     #[test]
     fn cohorts_follow_from_the_seed_and_change_with_the_round() {
-        let draw = |seed, round| Round::new(RoundId(round)).draw(seed, clients(20));
+        let draw = |seed, round| {
+            let round = Round::new(RoundId(round));
+            round.draw((seed, Compat::Paper), 20, clients(20))
+        };
         assert_eq!(draw(1, 0), draw(1, 0));
         assert_ne!(draw(1, 0), draw(1, 1));
         assert_ne!(draw(1, 0), draw(2, 0));
     }
 
+    /// The reference's `get_clients_this_round(…, 3)` of five clients, rounds 0 to 5.
+    #[test]
+    fn the_reference_draws_by_the_round_alone() {
+        for (round, expected) in [
+            (0, [0, 3, 4]),
+            (1, [0, 1, 4]),
+            (2, [0, 3, 4]),
+            (3, [1, 3, 4]),
+            (4, [0, 1, 2]),
+            (5, [2, 3, 4]),
+        ] {
+            for seed in [1, 2] {
+                let round = Round::new(RoundId(round));
+                let mut drawn = round.draw((seed, Compat::OpenFedLlm), 3, clients(5));
+                drawn.sort();
+                let drawn: Vec<_> = drawn.iter().map(|client| client.0[0]).collect();
+                assert_eq!(drawn, expected);
+            }
+        }
+    }
+
     #[test]
     fn a_newcomer_does_not_change_the_order_of_the_others() {
         let round = Round::new(RoundId(3));
-        let mut with = round.draw(1, clients(9));
+        let draw = |count| round.draw((1, Compat::Paper), 9, clients(count));
+        let mut with = draw(9);
         with.retain(|client| client.0[0] != 8);
-        assert_eq!(with, round.draw(1, clients(8)));
+        assert_eq!(with, draw(8));
     }
 
     /// Each of 10 clients is in a cohort of 3 with probability 0.3: over 2,000
@@ -211,7 +258,8 @@ mod tests {
     fn every_client_is_drawn_equally_often() {
         let mut drawn = [0u32; 10];
         for round in 0..2000 {
-            for client in &Round::new(RoundId(round)).draw(7, clients(10))[..3] {
+            let order = Round::new(RoundId(round)).draw((7, Compat::Paper), 3, clients(10));
+            for client in &order[..3] {
                 drawn[usize::from(client.0[0])] += 1;
             }
         }

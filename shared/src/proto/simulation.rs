@@ -17,8 +17,8 @@ use crate::id::{ClientId, Digest, ModelVersion, RoundId, RunId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, ClientMessage, FailReason, Hello, PROTOCOL, RefuseReason, ServerMessage, TrainTask,
-    UpdateMetrics, UpdateOffer,
+    BlobRef, ClientMessage, FailReason, Hello, PROTOCOL, RefuseReason, RowKind, ServerMessage,
+    TrainTask, UpdateMetrics, UpdateOffer, VariateOrigin,
 };
 
 const CLIENTS: usize = 4;
@@ -116,6 +116,8 @@ fn hello() -> Hello {
         template: Digest::default(),
         base: Digest::of(b"base"),
         resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank: None,
     }
 }
 
@@ -131,13 +133,8 @@ fn plan() -> RunPlan {
     );
     let federation = Federation::parse(&text).unwrap();
     let base = Digest::of(b"base");
-    RunPlan::new(
-        &federation,
-        RunId([7; 16]),
-        base,
-        &layout,
-        BlobRef::of(b"0"),
-    )
+    let models = Models::shared(BlobRef::of(b"0"));
+    RunPlan::new(&federation, RunId([7; 16]), base, &layout, models).unwrap()
 }
 
 impl World {
@@ -272,6 +269,7 @@ impl World {
             rows: 1,
             loss_tokens: 1,
             metrics: UpdateMetrics::default(),
+            variate: VariateOrigin::Unused,
         };
         self.tell_client(index, ParticipantInput::Trained(offer));
     }
@@ -381,7 +379,7 @@ impl World {
         self.closed.insert(round, updates);
         let input = CoordinatorInput::Aggregated {
             round,
-            adapter: BlobRef::of(&round.0.to_le_bytes()),
+            models: Models::shared(BlobRef::of(&round.0.to_le_bytes())),
             report: RoundReport::default(),
         };
         self.server.handle(input, self.now);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text;
 use crate::id::{Digest, ModelVersion, RoundId};
-use crate::wire::BlobRef;
+use crate::wire::{BlobRef, RowKind};
 
 /// A client's message on the control stream. Grows at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +70,10 @@ pub struct Hello {
     pub base: Digest,
     /// The update it holds and has no receipt for: its round and blob digest.
     pub resume: Option<(RoundId, Digest)>,
+    /// What the rows of its shard are.
+    pub shard_kind: RowKind,
+    /// The highest rank of an adapter that it can train; any if `None`.
+    pub max_rank: Option<u32>,
 }
 
 /// An update that waits to be sent.
@@ -87,6 +91,23 @@ pub struct UpdateOffer {
     pub loss_tokens: u64,
     /// What the training looked like.
     pub metrics: UpdateMetrics,
+    /// The control variate it began with.
+    pub variate: VariateOrigin,
+}
+
+/// The control variate that a client began a round with. Grows at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VariateOrigin {
+    /// The task needs none.
+    #[default]
+    Unused,
+    /// Zero: no update of this client counts yet.
+    Fresh,
+    /// The one of its last update that counts.
+    Kept,
+    /// Zero, because the one of its last update is gone.
+    Lost,
 }
 
 /// What a client's training looked like.
@@ -104,6 +125,23 @@ pub struct UpdateMetrics {
     pub tokens: u64,
     /// How long the training took.
     pub seconds: f64,
+    /// What the pairs looked like, if it trained on pairs.
+    pub preference: Option<PreferenceMetrics>,
+}
+
+/// Preference pairs in training, each figure a mean over all steps.
+///
+/// A reward is β times the policy's log-probability minus the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct PreferenceMetrics {
+    /// The reward of chosen answers.
+    pub chosen: f32,
+    /// The reward of rejected answers.
+    pub rejected: f32,
+    /// The first minus the second.
+    pub margin: f32,
+    /// The share of pairs whose margin is positive.
+    pub accuracy: f32,
 }
 
 impl UpdateMetrics {
@@ -115,7 +153,10 @@ impl UpdateMetrics {
             self.loss_mean,
             self.grad_norm_mean,
         ];
-        figures.into_iter().all(f32::is_finite) && self.seconds.is_finite()
+        let pairs = self.preference.unwrap_or_default();
+        let rewards = [pairs.chosen, pairs.rejected, pairs.margin, pairs.accuracy];
+        let mut figures = figures.into_iter().chain(rewards);
+        figures.all(f32::is_finite) && self.seconds.is_finite()
     }
 }
 
@@ -141,6 +182,9 @@ pub enum DeclineReason {
     /// Its owner or governor has paused training.
     #[error("training is paused")]
     Paused,
+    /// Its shard's rows are not of the kind that the objective learns from.
+    #[error("the shard's rows are not of the kind that the objective learns from")]
+    WrongRows,
 }
 
 /// Why a client could not finish a task. Grows at the end.

@@ -1,4 +1,4 @@
-//! The bytes of every message of `fedllm/1` and `fedllm-join/1`, field by field.
+//! The bytes of every message of `fedllm/2` and `fedllm-join/1`, field by field.
 
 use std::fmt::Debug;
 
@@ -28,6 +28,7 @@ pub(crate) fn task() -> TrainTask {
             rslora: false,
             targets: [Target::Q, Target::V].into_iter().collect(),
             seed: 6,
+            train: Factors::B,
         },
         objective: ObjectiveSpec::Sft,
         local: LocalSpec {
@@ -42,6 +43,7 @@ pub(crate) fn task() -> TrainTask {
             max_grad_norm: 1.0,
             keep_optimizer: true,
             shuffle: false,
+            optimizer: LocalOptimizer::Sgd,
         },
         codec: Codec::Int8Rows,
         rule: LocalRule::Proximal { mu: 2.0 },
@@ -97,6 +99,8 @@ fn hello() {
         template: Digest([0x66; 32]),
         base: Digest([0x22; 32]),
         resume: None,
+        shard_kind: RowKind::Preferences,
+        max_rank: None,
     };
     let mut fields = vec![
         ("message: Hello", "00"),
@@ -111,16 +115,26 @@ fn hello() {
         ("template", "66*32"),
         ("base", "22*32"),
         ("resume: none", "00"),
+        ("shard_kind: Preferences", "01"),
+        ("max_rank: none", "00"),
     ];
     golden(ClientMessage::Hello(hello.clone()), &fields);
-    fields.pop();
+    fields.truncate(11);
     fields.extend([
         ("resume: some", "01"),
         ("round: 2", "02"),
         ("digest", "44*32"),
+        ("shard_kind: Examples", "00"),
+        ("max_rank: some", "01"),
+        ("max_rank: 4", "04"),
     ]);
-    let resume = Some((RoundId(2), Digest([0x44; 32])));
-    golden(ClientMessage::Hello(Hello { resume, ..hello }), &fields);
+    let hello = Hello {
+        resume: Some((RoundId(2), Digest([0x44; 32]))),
+        shard_kind: RowKind::Examples,
+        max_rank: Some(4),
+        ..hello
+    };
+    golden(ClientMessage::Hello(hello), &fields);
 }
 
 #[test]
@@ -138,26 +152,58 @@ fn offer() {
             grad_norm_mean: 0.5,
             tokens: 300,
             seconds: 1.0,
+            preference: None,
         },
+        variate: VariateOrigin::Unused,
     };
-    golden(
-        ClientMessage::Offer(offer),
-        &[
-            ("message: Offer", "04"),
-            ("round: 2", "02"),
-            ("base_version: 300", "ac02"),
-            ("blob.digest", "44*32"),
-            ("blob.len: 1000", "e807"),
-            ("rows: 40", "28"),
-            ("loss_tokens: 128", "8001"),
-            ("loss_first: 2.0", "00000040"),
-            ("loss_last: 1.0", "0000803f"),
-            ("loss_mean: 1.5", "0000c03f"),
-            ("grad_norm_mean: 0.5", "0000003f"),
-            ("tokens: 300", "ac02"),
-            ("seconds: 1.0", "000000000000f03f"),
-        ],
-    );
+    let head = [
+        ("message: Offer", "04"),
+        ("round: 2", "02"),
+        ("base_version: 300", "ac02"),
+        ("blob.digest", "44*32"),
+        ("blob.len: 1000", "e807"),
+        ("rows: 40", "28"),
+        ("loss_tokens: 128", "8001"),
+        ("loss_first: 2.0", "00000040"),
+        ("loss_last: 1.0", "0000803f"),
+        ("loss_mean: 1.5", "0000c03f"),
+        ("grad_norm_mean: 0.5", "0000003f"),
+        ("tokens: 300", "ac02"),
+        ("seconds: 1.0", "000000000000f03f"),
+    ];
+    let with = |tail: &[(&'static str, &'static str)]| [&head[..], tail].concat();
+    let fields = with(&[("preference: none", "00"), ("variate: Unused", "00")]);
+    golden(ClientMessage::Offer(offer.clone()), &fields);
+    let pairs = PreferenceMetrics {
+        chosen: 1.5,
+        rejected: -0.5,
+        margin: 2.0,
+        accuracy: 0.75,
+    };
+    for (variate, byte) in [
+        (VariateOrigin::Fresh, "01"),
+        (VariateOrigin::Kept, "02"),
+        (VariateOrigin::Lost, "03"),
+    ] {
+        let fields = with(&[
+            ("preference: some", "01"),
+            ("chosen: 1.5", "0000c03f"),
+            ("rejected: -0.5", "000000bf"),
+            ("margin: 2.0", "00000040"),
+            ("accuracy: 0.75", "0000403f"),
+            ("variate", byte),
+        ]);
+        let metrics = UpdateMetrics {
+            preference: Some(pairs),
+            ..offer.metrics.clone()
+        };
+        let offer = UpdateOffer {
+            metrics,
+            variate,
+            ..offer.clone()
+        };
+        golden(ClientMessage::Offer(offer), &fields);
+    }
 }
 
 #[test]
@@ -191,6 +237,7 @@ fn short_client_messages() {
         (DeclineReason::StaleRound, "03"),
         (DeclineReason::Unsupported, "04"),
         (DeclineReason::Paused, "05"),
+        (DeclineReason::WrongRows, "06"),
     ] {
         golden(
             ClientMessage::Decline { round, reason },
@@ -263,6 +310,7 @@ fn train_task() {
         ("lora.rslora: false", "00"),
         ("lora.targets: q and v", "05"),
         ("lora.seed: 6", "06"),
+        ("lora.train: B", "01"),
         ("objective: Sft", "00"),
         ("local.steps: 10", "0a"),
         ("local.batch: 4", "04"),
@@ -275,6 +323,7 @@ fn train_task() {
         ("local.max_grad_norm: 1.0", "0000803f"),
         ("local.keep_optimizer: true", "01"),
         ("local.shuffle: false", "00"),
+        ("local.optimizer: Sgd", "01"),
     ];
     let with = |tail: &[(&'static str, &'static str)]| [&head[..], tail].concat();
     let proximal = with(&[
@@ -305,19 +354,57 @@ fn train_task() {
 
     let variate = TrainTask {
         codec: Codec::Bf16,
-        rule: LocalRule::ControlVariate { variate: blob() },
-        ..plain
+        rule: LocalRule::ControlVariate {
+            variate: blob(),
+            form: VariateForm::AfterStep,
+            since: Some(RoundId(1)),
+        },
+        ..plain.clone()
     };
     let fields = with(&[
         ("codec: Bf16", "01"),
         ("rule: ControlVariate", "02"),
         ("rule.variate.digest", "44*32"),
         ("rule.variate.len: 1000", "e807"),
+        ("rule.form: AfterStep", "01"),
+        ("rule.since: some", "01"),
+        ("rule.since: 1", "01"),
         ("max_norm: none", "00"),
         ("seed: 5", "05"),
         ("deadline_ms: 60000", "e0d403"),
     ]);
-    golden(ServerMessage::Task(Box::new(variate)), &fields);
+    golden(ServerMessage::Task(Box::new(variate.clone())), &fields);
+
+    for (loss, byte) in [
+        (PreferenceLoss::Sigmoid, "00"),
+        (PreferenceLoss::Hinge, "01"),
+        (PreferenceLoss::Ipo, "02"),
+        (PreferenceLoss::IpoMean, "03"),
+    ] {
+        let mut fields = fields.clone();
+        let objective = [
+            ("objective: Dpo", "01"),
+            ("beta: 0.5", "0000003f"),
+            ("label_smoothing: 0.25", "0000803e"),
+            ("loss", byte),
+            ("reference: Adapter", "01"),
+            ("reference.digest", "44*32"),
+            ("reference.len: 1000", "e807"),
+        ];
+        let at = head.iter().position(|(name, _)| *name == "objective: Sft");
+        fields.splice(at.unwrap()..=at.unwrap(), objective);
+        let objective = ObjectiveSpec::Dpo(PreferenceSpec {
+            beta: 0.5,
+            label_smoothing: 0.25,
+            loss,
+            reference: Reference::Adapter(blob()),
+        });
+        let dpo = TrainTask {
+            objective,
+            ..variate.clone()
+        };
+        golden(ServerMessage::Task(Box::new(dpo)), &fields);
+    }
 }
 
 #[test]
@@ -433,6 +520,8 @@ fn server_errors() {
         (ErrorCode::Busy, "08"),
         (ErrorCode::Stopping, "09"),
         (ErrorCode::Internal, "0a"),
+        (ErrorCode::WrongRows, "0b"),
+        (ErrorCode::WrongRank, "0c"),
     ] {
         let message = "no".to_owned();
         golden(

@@ -18,7 +18,10 @@ pub use blob::{
     BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse, CHUNK_BYTES,
     CHUNK_HEADER_BYTES, ChunkHeader, resume_offset,
 };
-pub use client::{ClientMessage, DeclineReason, FailReason, Hello, UpdateMetrics, UpdateOffer};
+pub use client::{
+    ClientMessage, DeclineReason, FailReason, Hello, PreferenceMetrics, UpdateMetrics, UpdateOffer,
+    VariateOrigin,
+};
 pub use frame::{FrameDecoder, MAX_BODY_BYTES, WireError, decode_body, encode_frame};
 pub use join::{
     JoinGrant, JoinRefusal, JoinRequest, JoinResponse, JoinToken, JoinTokenError, MAX_CSR_BYTES,
@@ -28,17 +31,18 @@ pub use server::{
     ErrorCode, RefuseReason, RoundOutcome, RoundSummary, ServerMessage, WaitReason, Welcome,
 };
 pub use task::{
-    LocalRule, LocalSpec, LoraSpec, ObjectiveSpec, ParseTargetsError, Target, Targets, TaskError,
-    TrainTask,
+    Factors, LocalOptimizer, LocalRule, LocalSpec, LoraSpec, ObjectiveSpec, ParseTargetsError,
+    PreferenceLoss, PreferenceSpec, Reference, RowKind, Target, Targets, TaskError, TrainTask,
+    VariateForm,
 };
 pub use text::MAX_TEXT_BYTES;
 
 /// The application protocol of a run, in the TLS handshake.
-pub const ALPN: &[u8] = b"fedllm/1";
+pub const ALPN: &[u8] = b"fedllm/2";
 /// The application protocol of joining, in the TLS handshake.
 pub const ALPN_JOIN: &[u8] = b"fedllm-join/1";
 /// The protocol version in [`Hello`] and [`Welcome`].
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 #[cfg(test)]
 pub(crate) mod golden;

@@ -194,6 +194,12 @@ pub enum ErrorCode {
     /// The server failed.
     #[error("the server failed")]
     Internal,
+    /// The rows of the client's shard are not of the kind that is learned.
+    #[error("another kind of rows")]
+    WrongRows,
+    /// The run trains no adapter of so low a rank.
+    #[error("no adapter of so low a rank")]
+    WrongRank,
 }
 
 impl ErrorCode {

@@ -57,27 +57,149 @@ pub struct LoraSpec {
     pub targets: Targets,
     /// The seed of the first A; B begins at zero.
     pub seed: u64,
+    /// The factors that are trained and travel.
+    pub train: Factors,
+}
+
+/// The factors that clients train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Factors {
+    /// A and B.
+    #[default]
+    Both,
+    /// B only; A stays as it began. Then the mean of the factors is the
+    /// factor of the mean product (FFA-LoRA: Sun et al. 2024, arXiv
+    /// 2403.12313).
+    B,
 }
 
 impl LoraSpec {
     /// What `B·A` is multiplied with.
     pub fn scale(&self) -> f32 {
+        self.alpha / self.divisor(self.rank)
+    }
+
+    /// The same adapter with another rank: α changes with it so that the
+    /// scale of the product stays, and products of different ranks add up.
+    pub fn with_rank(&self, rank: u32) -> Self {
+        Self {
+            rank,
+            alpha: self.alpha / self.divisor(self.rank) * self.divisor(rank),
+            ..self.clone()
+        }
+    }
+
+    fn divisor(&self, rank: u32) -> f32 {
         match self.rslora {
-            true => self.alpha / (self.rank as f32).sqrt(),
-            false => self.alpha / self.rank as f32,
+            true => (rank as f32).sqrt(),
+            false => rank as f32,
         }
     }
 }
 
-/// What is minimized.
+/// What is minimized. Grows at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveSpec {
     /// Mean cross-entropy of the tokens that the shard marks as labels.
     Sft,
+    /// A loss over pairs of a chosen and a rejected answer.
+    Dpo(PreferenceSpec),
 }
 
-/// How a client trains: AdamW as PyTorch defines it.
+impl ObjectiveSpec {
+    /// The rows that a shard must have.
+    pub fn rows(&self) -> RowKind {
+        match self {
+            Self::Sft => RowKind::Examples,
+            Self::Dpo(_) => RowKind::Preferences,
+        }
+    }
+
+    /// The name in configuration files: `sft` or `dpo`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Dpo(_) => "dpo",
+        }
+    }
+}
+
+/// What the rows of a shard are. Grows at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// Each row an example of its own.
+    #[default]
+    Examples,
+    /// Rows in pairs: a chosen answer, then the rejected one.
+    Preferences,
+}
+
+impl fmt::Display for RowKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Examples => "examples",
+            Self::Preferences => "preferences",
+        })
+    }
+}
+
+/// Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290,
+/// eq. 7) and its relatives.
+///
+/// With h the policy's log-ratio of chosen to rejected minus the
+/// reference's, each loss is a function of h.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreferenceSpec {
+    /// The β that keeps the policy near the reference.
+    pub beta: f32,
+    /// The ε of labels that are wrong; for the sigmoid loss.
+    pub label_smoothing: f32,
+    /// The function of h.
+    pub loss: PreferenceLoss,
+    /// What the policy is compared with.
+    pub reference: Reference,
+}
+
+/// A loss over preference pairs, as a function of h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreferenceLoss {
+    /// `-(1-ε)·log σ(βh) - ε·log σ(-βh)`: DPO, with ε cDPO.
+    Sigmoid,
+    /// `max(0, 1 - βh)` (SLiC: Zhao et al. 2023, arXiv 2305.10425).
+    Hinge,
+    /// `(h - 1/(2β))²` (IPO: Azar et al. 2023, arXiv 2310.12036, eq. 17).
+    Ipo,
+    /// IPO on log-probabilities averaged over the answer's tokens, as TRL
+    /// computes it.
+    IpoMean,
+}
+
+/// The model that a policy is compared with; never a second copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The base with the adapter off.
+    Base,
+    /// The base with this adapter, encoded.
+    Adapter(BlobRef),
+}
+
+/// A local optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalOptimizer {
+    /// AdamW as PyTorch defines it.
+    #[default]
+    AdamW,
+    /// Plain gradient descent, with decoupled weight decay.
+    Sgd,
+}
+
+/// How a client trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LocalSpec {
     /// Optimizer steps in the round.
@@ -102,6 +224,9 @@ pub struct LocalSpec {
     pub keep_optimizer: bool,
     /// Whether rows come in seeded random order rather than as in the file.
     pub shuffle: bool,
+    /// What takes the steps; the constants above are AdamW's as far as SGD
+    /// has none of the name.
+    pub optimizer: LocalOptimizer,
 }
 
 /// What corrects the local gradients. Grows at the end.
@@ -117,9 +242,27 @@ pub enum LocalRule {
     },
     /// The server's control variate minus the client's own (SCAFFOLD).
     ControlVariate {
-        /// The server's control variate, encoded like an adapter.
+        /// The server's control variate, encoded like an adapter of the
+        /// update's layout.
         variate: BlobRef,
+        /// Where the correction is applied.
+        form: VariateForm,
+        /// The round of the client's last update that counts: the client
+        /// goes on from the variate it had then. `None` if none has counted.
+        since: Option<RoundId>,
     },
+}
+
+/// Where SCAFFOLD's correction `c - c_i` is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VariateForm {
+    /// To the gradient, before the local optimizer (Karimireddy et al. 2020,
+    /// arXiv 1910.06378, Algorithm 1).
+    Gradient,
+    /// To the parameters, after each step of the optimizer, as OpenFedLLM
+    /// does.
+    AfterStep,
 }
 
 /// A task that no client should carry out.
@@ -177,6 +320,11 @@ impl TrainTask {
         }
         if let LocalRule::Proximal { mu } = self.rule {
             bound("mu", mu, 0.0, 1e6, "0 to 1e6")?;
+        }
+        if let ObjectiveSpec::Dpo(preference) = &self.objective {
+            let (beta, smoothing) = (preference.beta, preference.label_smoothing);
+            bound("beta", beta, 1e-6, 1e3, "1e-6 to 1000")?;
+            bound("label_smoothing", smoothing, 0.0, 0.499, "0 to 0.499")?;
         }
         if lora.targets.is_empty() {
             return Err(TaskError {

@@ -12,7 +12,7 @@ use fedllm_models::generate::{Generator, Sampling};
 use fedllm_models::lora::{self, Lora, read_back};
 use fedllm_models::train::{Memory, StepSettings, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint};
-use fedllm_shared::{Adapter, LoraSpec, Targets};
+use fedllm_shared::{Adapter, Factors, LoraSpec, Targets};
 use fedllm_tests::{synthetic, tiny};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -44,6 +44,7 @@ impl Golden {
             rslora: false,
             targets: Targets::ALL,
             seed: 0,
+            train: Factors::Both,
         };
         let layout = Arc::new(lora::layout(model.config(), &spec).unwrap());
         let mut values = Vec::new();

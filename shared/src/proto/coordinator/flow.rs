@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::policy::{Presence, RoundVerdict};
+use super::super::policy::{Presence, RoundPolicy, RoundVerdict};
 use super::super::round::{Member, MemberState, UpdateRecord, WeightedUpdate};
 use super::{Coordinator, CoordinatorAction, Phase};
 use crate::event::Event;
@@ -65,7 +65,9 @@ impl Coordinator {
         if slots == 0 {
             return;
         }
-        let candidates = self.round.draw(self.plan.seed, self.candidates());
+        let RoundPolicy::Synchronous { cohort, .. } = self.plan.policy;
+        let chance = (self.plan.seed, self.plan.strategy.compat);
+        let candidates = self.round.draw(chance, cohort, self.candidates());
         let asked: Vec<_> = candidates.into_iter().take(slots as usize).collect();
         if asked.is_empty() {
             return;
@@ -114,16 +116,23 @@ impl Coordinator {
 
     pub(super) fn aggregate(&mut self) {
         let max_norm = self.plan.max_norm;
-        let update = |(client, record): (ClientId, &UpdateRecord)| WeightedUpdate {
-            client,
-            blob: record.blob,
-            weight: record.weight as f64,
-            scale: clip_factor(record.norm, max_norm),
+        let update = |(client, record): (ClientId, &UpdateRecord)| {
+            let rank = self.rank_of(client);
+            WeightedUpdate {
+                client,
+                blob: record.blob,
+                weight: record.weight as f64,
+                scale: clip_factor(record.norm, max_norm),
+                norm: record.norm,
+                start: self.models.start_of(client, rank),
+                rank,
+            }
         };
         self.actions.push_back(CoordinatorAction::Aggregate {
             round: self.round.id,
             base_version: self.version,
-            base: self.adapter,
+            base: Box::new(self.models.clone()),
+            population: self.plan.population.max(self.known.len() as u64),
             updates: self.round.stored().map(update).collect(),
         });
     }
@@ -134,7 +143,7 @@ impl Coordinator {
         }
         self.actions.push_back(CoordinatorAction::Finish {
             version: self.version,
-            adapter: self.adapter,
+            adapter: self.models.adapter,
         });
     }
 

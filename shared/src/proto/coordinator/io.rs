@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::models::Models;
 use super::super::plan::ShardFacts;
 use super::super::round::WeightedUpdate;
 use crate::event::EventRecord;
@@ -107,8 +108,8 @@ pub enum CoordinatorInput {
     Aggregated {
         /// The round.
         round: RoundId,
-        /// The new adapter, encoded.
-        adapter: BlobRef,
+        /// What the new version consists of.
+        models: Models,
         /// What the strategy did.
         report: RoundReport,
     },
@@ -146,8 +147,10 @@ pub enum CoordinatorAction {
         round: RoundId,
         /// The version the updates start from.
         base_version: ModelVersion,
-        /// The adapter the updates start from.
-        base: BlobRef,
+        /// What that version consists of.
+        base: Box<Models>,
+        /// How many clients there are (SCAFFOLD's N).
+        population: u64,
         /// The updates in the order of [`ClientId`].
         updates: Vec<WeightedUpdate>,
     },

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::io::{
     CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus, SnapshotError,
 };
+use super::models::Models;
 use super::plan::{RunPlan, ShardFacts};
 use super::policy::RoundVerdict;
 use super::round::{Member, MemberState, Round, UpdateRecord};
@@ -19,8 +20,8 @@ use crate::id::{ClientId, Digest, ModelVersion, RoundId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, RoundSummary, ServerMessage,
-    UpdateOffer,
+    DeclineReason, FailReason, RefuseReason, RoundOutcome, RoundSummary, ServerMessage,
+    UpdateOffer, VariateOrigin,
 };
 
 /// The server's side of a run: whom it asks, what it takes, when it averages.
@@ -36,7 +37,9 @@ pub struct Coordinator {
     phase: Phase,
     round: Round,
     version: ModelVersion,
-    adapter: BlobRef,
+    models: Models,
+    /// Everyone who ever came, with the round of the last update that counts.
+    known: BTreeMap<ClientId, Option<RoundId>>,
     /// Who got receipts in the round before, for clients that did not hear it.
     receipts: BTreeMap<ClientId, Digest>,
     /// Who is connected. Nobody is after a restart.
@@ -59,7 +62,7 @@ enum Phase {
     Finished,
 }
 
-const SNAPSHOT_VERSION: u8 = 1;
+const SNAPSHOT_VERSION: u8 = 2;
 
 impl Coordinator {
     /// Begins a run.
@@ -68,7 +71,8 @@ impl Coordinator {
             phase: Phase::Gathering,
             round: Round::new(RoundId(0)),
             version: ModelVersion(0),
-            adapter: plan.adapter,
+            models: plan.models.clone(),
+            known: BTreeMap::new(),
             receipts: BTreeMap::new(),
             connected: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -139,9 +143,9 @@ impl Coordinator {
             Input::Damaged { client, round } => self.damaged(client, round, now),
             Input::Aggregated {
                 round,
-                adapter,
+                models,
                 report,
-            } => self.aggregated(round, adapter, report, now),
+            } => self.aggregated(round, models, report, now),
         }
         self.settle(now);
     }
@@ -169,9 +173,15 @@ impl Coordinator {
         &self.plan
     }
 
-    /// The adapter's version and its blob.
-    pub fn model(&self) -> (ModelVersion, BlobRef) {
-        (self.version, self.adapter)
+    /// The version and what it consists of.
+    pub fn model(&self) -> (ModelVersion, &Models) {
+        (self.version, &self.models)
+    }
+
+    /// The rank that `client` trains in this round, if it is a lower one than the run's own.
+    pub fn rank_of(&self, client: ClientId) -> Option<u32> {
+        let member = self.round.members.get(&client);
+        member.and_then(|member| member.facts.rank)
     }
 
     /// Everyone asked in this round.
@@ -209,6 +219,7 @@ impl Coordinator {
 
     fn join(&mut self, client: ClientId, facts: ShardFacts, now: Timestamp) {
         self.connected.insert(client, facts);
+        self.known.entry(client).or_default();
         self.record(
             now,
             Event::ClientJoined {
@@ -364,6 +375,7 @@ impl Coordinator {
             rows: offer.rows,
             loss_tokens: offer.loss_tokens,
             metrics: offer.metrics,
+            variate: offer.variate,
         };
         member.state = MemberState::Stored(record.clone());
         self.record(
@@ -374,6 +386,7 @@ impl Coordinator {
                 blob: record.blob,
                 weight,
                 metrics: record.metrics,
+                variate: record.variate,
             },
         );
         self.persist();
@@ -400,13 +413,7 @@ impl Coordinator {
         }
     }
 
-    fn aggregated(
-        &mut self,
-        round: RoundId,
-        adapter: BlobRef,
-        report: RoundReport,
-        now: Timestamp,
-    ) {
+    fn aggregated(&mut self, round: RoundId, models: Models, report: RoundReport, now: Timestamp) {
         let Phase::Aggregating { outcome } = self.phase else {
             return;
         };
@@ -414,7 +421,8 @@ impl Coordinator {
             return;
         }
         self.version = self.version.next();
-        self.adapter = adapter;
+        let adapter = models.adapter;
+        self.models = models;
         let summary = RoundSummary {
             round,
             version: self.version,
@@ -427,6 +435,9 @@ impl Coordinator {
             .stored()
             .map(|(c, r)| (c, r.blob.digest))
             .collect();
+        for client in self.receipts.keys() {
+            self.known.insert(*client, Some(round));
+        }
         self.round = Round::new(round.next());
         self.phase = Phase::Gathering;
         self.record(
@@ -482,8 +493,13 @@ impl Coordinator {
         if offer.base_version != self.version {
             return Some(RefuseReason::WrongVersion);
         }
-        if offer.blob.len > self.plan.max_update_bytes {
+        let adapter = self.plan.adapter_of(self.rank_of(client));
+        if offer.blob.len > adapter.max_update_bytes {
             return Some(RefuseReason::TooLarge);
+        }
+        let expected = self.plan.strategy.has_variates();
+        if (offer.variate != VariateOrigin::Unused) != expected {
+            return Some(RefuseReason::Malformed);
         }
         if !offer.metrics.is_finite() {
             return Some(RefuseReason::NonFinite);

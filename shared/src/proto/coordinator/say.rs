@@ -12,10 +12,12 @@ impl Coordinator {
             return;
         };
         let attempt = self.round.members.get(&client).map_or(0, |m| m.attempt);
+        let since = self.known.get(&client).copied().flatten();
         let task = self.plan.task(
-            client,
+            (client, self.rank_of(client)),
             (self.round.id, attempt),
-            (self.version, self.adapter),
+            (self.version, &self.models),
+            since,
             (deadline - now).as_millis() as u64,
         );
         self.send(client, ServerMessage::Task(Box::new(task)));
@@ -40,7 +42,9 @@ impl Coordinator {
     }
 
     pub(super) fn send_finished(&mut self, client: ClientId) {
-        let (version, adapter) = self.model();
+        let version = self.version;
+        let rank = self.connected.get(&client).and_then(|facts| facts.rank);
+        let adapter = self.models.start_of(client, rank);
         self.send(client, ServerMessage::Finished { version, adapter });
     }
 
@@ -67,7 +71,7 @@ impl Coordinator {
             rounds: self.plan.rounds,
             base: self.plan.base,
             layout: self.plan.layout,
-            adapter: self.plan.adapter,
+            adapter: self.plan.models.adapter,
         };
         self.record(now, event);
     }

@@ -5,7 +5,10 @@ use crate::adapter::{Layout, TensorSpec};
 use crate::config::Federation;
 use crate::id::RunId;
 use crate::proto::{RoundPolicy, WeightedUpdate};
-use crate::wire::{ErrorCode, Hello, PROTOCOL, TrainTask, UpdateMetrics, WaitReason};
+use crate::wire::{
+    BlobRef, ErrorCode, Hello, LocalRule, PROTOCOL, RowKind, TrainTask, UpdateMetrics, VariateForm,
+    WaitReason,
+};
 
 /// What makes a sound value unsound.
 type Spoil<T> = fn(&mut T);
@@ -13,16 +16,24 @@ type Spoil<T> = fn(&mut T);
 const DEADLINE: Duration = Duration::from_secs(100);
 
 fn plan(cohort: u32, min_clients: u32, quorum: u32) -> RunPlan {
-    let spec = TensorSpec {
-        name: "a".to_owned(),
-        rows: 4,
-        cols: 8,
+    plan_of("", (cohort, min_clients, quorum))
+}
+
+fn plan_of(settings: &str, (cohort, min_clients, quorum): (u32, u32, u32)) -> RunPlan {
+    let spec = |name: &str, rows, cols| TensorSpec {
+        name: name.to_owned(),
+        rows,
+        cols,
     };
-    let layout = Layout::new(vec![spec]).unwrap();
-    let federation = Federation::parse("[rounds]\ncount = 2").unwrap();
+    let a = spec("a.lora_A.weight", 8, 4);
+    let layout = Layout::new(vec![a, spec("a.lora_B.weight", 6, 8)]).unwrap();
+    let federation = Federation::parse(&format!("[rounds]\ncount = 2\n{settings}")).unwrap();
     let base = Digest::of(b"base");
-    let adapter = BlobRef::of(b"adapter 0");
-    let mut plan = RunPlan::new(&federation, RunId([7; 16]), base, &layout, adapter);
+    let mut models = Models::shared(BlobRef::of(b"adapter 0"));
+    models.variate = Some(BlobRef::of(b"variate 0"));
+    models.ranked.insert(4, BlobRef::of(b"rank 4"));
+    let plan = RunPlan::new(&federation, RunId([7; 16]), base, &layout, models);
+    let mut plan = plan.unwrap();
     plan.policy = RoundPolicy::Synchronous {
         cohort,
         min_clients,
@@ -41,6 +52,7 @@ fn facts(rows: u64) -> ShardFacts {
         rows,
         loss_tokens: 10 * rows,
         resume: None,
+        rank: None,
     }
 }
 
@@ -55,6 +67,7 @@ fn offer(index: u8, round: u64) -> UpdateOffer {
             loss_mean: index.into(),
             ..UpdateMetrics::default()
         },
+        variate: VariateOrigin::Unused,
     }
 }
 
@@ -116,7 +129,7 @@ impl Host {
     fn aggregated(&mut self, round: u64) -> Vec<CoordinatorAction> {
         self.feed(CoordinatorInput::Aggregated {
             round: RoundId(round),
-            adapter: BlobRef::of(format!("adapter {}", round + 1).as_bytes()),
+            models: Models::shared(BlobRef::of(format!("adapter {}", round + 1).as_bytes())),
             report: RoundReport::default(),
         })
     }
@@ -512,10 +525,12 @@ fn hello_is_checked_against_the_plan() {
         template: Digest::of(b"template"),
         base: Digest::of(b"base"),
         resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank: None,
     };
     assert_eq!(plan.admit(&hello), Ok(facts(3)));
     let cases: [(Spoil<Hello>, ErrorCode); 6] = [
-        (|h| h.protocol = 2, ErrorCode::Version),
+        (|h| h.protocol = PROTOCOL + 1, ErrorCode::Version),
         (|h| h.base = Digest::of(b""), ErrorCode::WrongBase),
         (|h| h.tokenizer = Digest::of(b""), ErrorCode::WrongTokenizer),
         (|h| h.template = Digest::of(b""), ErrorCode::WrongTemplate),
@@ -574,4 +589,139 @@ fn two_thousand_clients_take_part_in_a_round() {
             .map(|update| update.client)
             .eq((0..clients).map(id))
     );
+}
+
+/// The task among these actions.
+fn task_of(actions: &[CoordinatorAction]) -> TrainTask {
+    let task = actions.iter().find_map(|action| match action {
+        CoordinatorAction::Send {
+            message: ServerMessage::Task(task),
+            ..
+        } => Some(task.as_ref().clone()),
+        _ => None,
+    });
+    task.unwrap()
+}
+
+#[test]
+fn control_variates_are_named_by_the_last_update_that_counts() {
+    let settings = "[strategy]\nname = \"scaffold\"\npopulation = 7";
+    let mut host = Host::new(plan_of(settings, (1, 1, 1)));
+    let task = task_of(&host.join(1));
+    let rule = |variate: &str, since| LocalRule::ControlVariate {
+        variate: BlobRef::of(variate.as_bytes()),
+        form: VariateForm::Gradient,
+        since,
+    };
+    assert_eq!(task.rule, rule("variate 0", None));
+    let without = host.offer(1, offer(1, 0));
+    let refused = RefuseReason::Malformed;
+    assert!(without.iter().any(|action| matches!(
+        action,
+        CoordinatorAction::Send { message: ServerMessage::Refused { reason, .. }, .. }
+            if *reason == refused
+    )));
+
+    let mut host = Host::new(plan_of(settings, (1, 1, 1)));
+    host.join(1);
+    host.offer(
+        1,
+        UpdateOffer {
+            variate: VariateOrigin::Fresh,
+            ..offer(1, 0)
+        },
+    );
+    let stored = host.store(1, 0);
+    let population = stored.iter().find_map(|action| match action {
+        CoordinatorAction::Aggregate { population, .. } => Some(*population),
+        _ => None,
+    });
+    assert_eq!(population, Some(7));
+    let mut models = Models::shared(BlobRef::of(b"adapter 1"));
+    models.variate = Some(BlobRef::of(b"variate 1"));
+    let next = host.feed(CoordinatorInput::Aggregated {
+        round: RoundId(0),
+        models,
+        report: RoundReport::default(),
+    });
+    assert_eq!(task_of(&next).rule, rule("variate 1", Some(RoundId(0))));
+    let snapshot = host.coordinator.snapshot();
+    let restored = Coordinator::restore(&snapshot, host.now).unwrap();
+    assert_eq!(restored.known, host.coordinator.known);
+}
+
+#[test]
+fn a_client_gets_the_highest_rank_that_it_can_train() {
+    let settings = "[adapter]\nranks = [2, 4]\n[strategy]\nreduce = \"exact\"";
+    let plan = plan_of(settings, (2, 1, 1));
+    let hello = |max_rank| Hello {
+        protocol: PROTOCOL,
+        client_version: "1".to_owned(),
+        device: "cpu".to_owned(),
+        shard_rows: 1,
+        shard_loss_tokens: 1,
+        tokenizer: Digest::default(),
+        template: Digest::default(),
+        base: Digest::of(b"base"),
+        resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank,
+    };
+    let rank = |max_rank| plan.admit(&hello(max_rank)).map(|facts| facts.rank);
+    assert_eq!(rank(None), Ok(None));
+    assert_eq!(rank(Some(8)), Ok(None));
+    assert_eq!(rank(Some(7)), Ok(Some(4)));
+    assert_eq!(rank(Some(3)), Ok(Some(2)));
+    assert_eq!(rank(Some(1)), Err(ErrorCode::WrongRank));
+    let other = Hello {
+        shard_kind: RowKind::Preferences,
+        ..hello(None)
+    };
+    assert_eq!(plan.admit(&other), Err(ErrorCode::WrongRows));
+
+    let mut host = Host::new(plan.clone());
+    let facts = plan.admit(&hello(Some(5))).unwrap();
+    let task = task_of(&host.feed(CoordinatorInput::Join {
+        client: client(1),
+        facts,
+    }));
+    assert_eq!((task.lora.rank, task.lora.scale()), (4, plan.lora.scale()));
+    assert_eq!(task.adapter, BlobRef::of(b"rank 4"));
+    assert_eq!(task.layout, plan.adapter_of(Some(4)).layout);
+    assert_ne!(task.layout, plan.layout);
+    let mut long = offer(1, 0);
+    long.blob.len = plan.adapter_of(Some(4)).max_update_bytes + 1;
+    assert!(long.blob.len < plan.max_update_bytes);
+    let refused = host.offer(1, long);
+    assert!(format!("{refused:?}").contains("TooLarge"));
+}
+
+#[test]
+fn alone_each_client_goes_on_from_its_own_adapter() {
+    let settings = "[strategy]\nname = \"local\"";
+    let mut host = Host::new(plan_of(settings, (2, 2, 2)));
+    host.join(1);
+    let first = task_of(&host.join(2));
+    assert_eq!(first.adapter, BlobRef::of(b"adapter 0"));
+    host.deliver(1, 0);
+    host.deliver(2, 0);
+    let mut models = Models::shared(BlobRef::of(b"adapter 0"));
+    for index in [1, 2] {
+        models.own.insert(client(index), BlobRef::of(&[index]));
+    }
+    let actions = host.feed(CoordinatorInput::Aggregated {
+        round: RoundId(0),
+        models,
+        report: RoundReport::default(),
+    });
+    for index in [1, 2] {
+        let own: Vec<_> = actions
+            .iter()
+            .filter(|action| {
+                matches!(action, CoordinatorAction::Send { client: to, .. } if *to == client(index))
+            })
+            .cloned()
+            .collect();
+        assert_eq!(task_of(&own).adapter, BlobRef::of(&[index]));
+    }
 }

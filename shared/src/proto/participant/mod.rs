@@ -10,7 +10,7 @@ use super::backoff::Backoff;
 use crate::id::{Digest, ModelVersion, RoundId, RunId};
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, Hello, LocalRule, RoundSummary,
+    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, Hello, RoundSummary,
     ServerMessage, TrainTask, UpdateOffer, Welcome,
 };
 
@@ -252,8 +252,11 @@ impl Participant {
         if task.check().is_err() {
             return Err(DeclineReason::OutOfBounds);
         }
-        if task.rule != LocalRule::Plain {
-            return Err(DeclineReason::Unsupported);
+        if task.objective.rows() != self.hello.shard_kind {
+            return Err(DeclineReason::WrongRows);
+        }
+        if self.hello.max_rank.is_some_and(|max| task.lora.rank > max) {
+            return Err(DeclineReason::OutOfBounds);
         }
         if self.paused {
             return Err(DeclineReason::Paused);

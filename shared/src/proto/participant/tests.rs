@@ -1,6 +1,9 @@
 use super::*;
 use crate::wire::golden::task;
-use crate::wire::{RefuseReason, RoundOutcome, UpdateMetrics};
+use crate::wire::{
+    LocalRule, ObjectiveSpec, PreferenceLoss, PreferenceSpec, Reference, RefuseReason,
+    RoundOutcome, RowKind, UpdateMetrics, VariateOrigin,
+};
 
 /// What makes a sound task unsound.
 type Spoil = fn(&mut TrainTask);
@@ -16,6 +19,8 @@ fn hello() -> Hello {
         template: Digest::default(),
         base: task().base,
         resume: None,
+        shard_kind: RowKind::Examples,
+        max_rank: Some(8),
     }
 }
 
@@ -46,6 +51,7 @@ fn offer(round: u64) -> UpdateOffer {
         rows: 1,
         loss_tokens: 1,
         metrics: UpdateMetrics::default(),
+        variate: VariateOrigin::Unused,
     }
 }
 
@@ -216,12 +222,20 @@ fn an_update_of_another_run_is_forgotten() {
 
 #[test]
 fn unfit_tasks_are_declined() {
-    let cases: [(Spoil, DeclineReason); 5] = [
+    let cases: [(Spoil, DeclineReason); 6] = [
         (|t| t.base = Digest::of(b""), DeclineReason::WrongBase),
         (|t| t.local.steps = 0, DeclineReason::OutOfBounds),
+        (|t| t.lora.rank = 9, DeclineReason::OutOfBounds),
         (
-            |t| t.rule = LocalRule::Proximal { mu: 1.0 },
-            DeclineReason::Unsupported,
+            |t| {
+                t.objective = ObjectiveSpec::Dpo(PreferenceSpec {
+                    beta: 0.1,
+                    label_smoothing: 0.0,
+                    loss: PreferenceLoss::Sigmoid,
+                    reference: Reference::Base,
+                });
+            },
+            DeclineReason::WrongRows,
         ),
         (|t| t.run = RunId([9; 16]), DeclineReason::StaleRound),
         (|t| t.version = ModelVersion(0), DeclineReason::StaleRound),
