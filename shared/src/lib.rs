@@ -29,8 +29,9 @@ pub use codec::{
     encode_delta,
 };
 pub use config::{
-    ConfigError, DataConfig, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource,
-    ObjectiveConfig, ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, WireConfig,
+    ConfigError, DataConfig, DataSource, DevicesConfig, EvaluationConfig, Experiment, Federation,
+    LocalConfig, LrSchedule, ModelConfig, ModelSource, ObjectiveConfig, OutputConfig,
+    ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig, SplitKind, WireConfig,
 };
 pub use event::{Event, EventRecord};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};

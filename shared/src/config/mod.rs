@@ -1,5 +1,6 @@
-//! `federation.toml`: what an operator decides.
+//! `federation.toml`, what an operator decides, and `EXPERIMENT.toml`, what a researcher does.
 
+mod experiment;
 mod raw;
 mod schedule;
 
@@ -8,6 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use experiment::{
+    DataSource, DevicesConfig, EvaluationConfig, Experiment, OutputConfig, SplitConfig, SplitKind,
+};
 pub use schedule::{LrSchedule, ScheduleKind};
 
 use crate::codec::Codec;

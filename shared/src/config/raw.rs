@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
 use super::*;
@@ -12,20 +13,20 @@ use crate::nearest::nearest;
 use crate::strategy::{Compat, ReduceRule, Reduction, StrategyError, StrategyKind, WeightBy};
 use crate::wire::{LocalOptimizer, Targets};
 
-/// The file as it stands. Each section's defaults are those of `federation.toml`.
+/// A `federation.toml` as it stands. Each section's defaults are those of `federation.toml`.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Raw {
-    federation: RawFederation,
-    model: RawModel,
-    data: RawData,
-    adapter: RawAdapter,
-    objective: RawObjective,
-    rounds: RawRounds,
-    local: RawLocal,
-    strategy: RawStrategy,
-    wire: RawWire,
-    server: RawServer,
+pub(super) struct Raw {
+    pub(super) federation: RawFederation,
+    pub(super) model: RawModel,
+    pub(super) data: RawData,
+    pub(super) adapter: RawAdapter,
+    pub(super) objective: RawObjective,
+    pub(super) rounds: RawRounds,
+    pub(super) local: RawLocal,
+    pub(super) strategy: RawStrategy,
+    pub(super) wire: RawWire,
+    pub(super) server: RawServer,
 }
 
 /// A section with its defaults, one line a key.
@@ -33,8 +34,8 @@ macro_rules! section {
     ($name:ident { $($key:ident: $type:ty = $default:expr,)* }) => {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        struct $name {
-            $($key: $type,)*
+        pub(super) struct $name {
+            $(pub(super) $key: $type,)*
         }
 
         impl Default for $name {
@@ -44,6 +45,7 @@ macro_rules! section {
         }
     };
 }
+pub(super) use section;
 
 section!(RawFederation {
     name: String = "my federation".into(),
@@ -147,17 +149,24 @@ section!(RawServer {
 const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
 pub(super) fn parse(text: &str) -> Result<Federation, ConfigError> {
-    let raw: Raw = toml::from_str(text).map_err(|error| ConfigError {
+    federation(&File { text }, read(text)?)
+}
+
+/// The sections of a file.
+pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError {
         line: error.span().map(|span| line_at(text, span.start)),
         key: None,
         problem: with_nearest(error.message()),
-    })?;
-    let file = File { text };
+    })
+}
 
+/// Checks the sections of a federation.
+pub(super) fn federation(file: &File<'_>, raw: Raw) -> Result<Federation, ConfigError> {
     let seed = raw.federation.seed;
-    let rounds = rounds(&file, &raw.rounds)?;
-    let (strategy, reduction) = strategy(&file, &raw.strategy)?;
-    let mut lora = lora(&file, &raw.adapter, seed)?;
+    let rounds = rounds(file, &raw.rounds)?;
+    let (strategy, reduction) = strategy(file, &raw.strategy)?;
+    let mut lora = lora(file, &raw.adapter, seed)?;
     lora.train = reduction.factors();
     let weight_by = match &raw.strategy.weight_by {
         Some(name) => file.one_of("strategy.weight_by", name, &WEIGHTS)?,
@@ -166,19 +175,19 @@ pub(super) fn parse(text: &str) -> Result<Federation, ConfigError> {
     Ok(Federation {
         name: file.text("federation.name", raw.federation.name, 1..=100)?,
         seed,
-        model: model(&file, raw.model)?,
-        ranks: ranks(&file, &raw.adapter, &strategy)?,
+        model: model(file, raw.model)?,
+        ranks: ranks(file, &raw.adapter, &strategy)?,
         start: raw.adapter.start,
         lora,
-        objective: objective(&file, &raw.objective)?,
+        objective: objective(file, &raw.objective)?,
         local: local(
-            &file,
+            file,
             &raw.local,
             raw.data.max_tokens,
             rounds.count,
             strategy.compat,
         )?,
-        data: data(&file, raw.data)?,
+        data: data(file, raw.data)?,
         rounds,
         population: raw.strategy.population,
         strategy,
@@ -186,8 +195,8 @@ pub(super) fn parse(text: &str) -> Result<Federation, ConfigError> {
             by: weight_by,
             max: file.bound("strategy.max_weight", raw.strategy.max_weight, 1, 1 << 52)?,
         },
-        wire: wire(&file, &raw.wire)?,
-        server: server(&file, raw.server)?,
+        wire: wire(file, &raw.wire)?,
+        server: server(file, raw.server)?,
     })
 }
 
@@ -415,12 +424,12 @@ fn server(file: &File<'_>, raw: RawServer) -> Result<ServerConfig, ConfigError> 
 }
 
 /// The text, for errors that name lines.
-struct File<'a> {
-    text: &'a str,
+pub(super) struct File<'a> {
+    pub(super) text: &'a str,
 }
 
 impl File<'_> {
-    fn bound<T>(&self, key: &str, value: T, low: T, high: T) -> Result<T, ConfigError>
+    pub(super) fn bound<T>(&self, key: &str, value: T, low: T, high: T) -> Result<T, ConfigError>
     where
         T: PartialOrd + fmt::Display + Copy,
     {
@@ -431,7 +440,7 @@ impl File<'_> {
         Err(self.error(key, &format!("must be {low} to {high}, got {value}")))
     }
 
-    fn at_least<T>(&self, key: &str, value: T, low: T) -> Result<T, ConfigError>
+    pub(super) fn at_least<T>(&self, key: &str, value: T, low: T) -> Result<T, ConfigError>
     where
         T: PartialOrd + fmt::Display,
     {
@@ -449,7 +458,7 @@ impl File<'_> {
         Err(self.error(key, &problem))
     }
 
-    fn text(
+    pub(super) fn text(
         &self,
         key: &str,
         value: String,
@@ -462,7 +471,7 @@ impl File<'_> {
         Err(self.error(key, &format!("must have {low} to {high} bytes, got {got}")))
     }
 
-    fn read<T>(&self, key: &str, value: &str) -> Result<T, ConfigError>
+    pub(super) fn read<T>(&self, key: &str, value: &str) -> Result<T, ConfigError>
     where
         T: FromStr,
         T::Err: fmt::Display,
@@ -471,7 +480,7 @@ impl File<'_> {
         value_of.map_err(|error| self.error(key, &format!("= {value:?} is wrong: {error}")))
     }
 
-    fn one_of<T: Clone>(
+    pub(super) fn one_of<T: Clone>(
         &self,
         key: &str,
         value: &str,
@@ -485,7 +494,7 @@ impl File<'_> {
         Err(self.error(key, &problem))
     }
 
-    fn error(&self, key: &str, problem: &str) -> ConfigError {
+    pub(super) fn error(&self, key: &str, problem: &str) -> ConfigError {
         ConfigError {
             line: self.line_of(key),
             key: Some(key.to_owned()),
@@ -494,7 +503,7 @@ impl File<'_> {
     }
 
     /// The line where `section.key` stands, if it does.
-    fn line_of(&self, path: &str) -> Option<usize> {
+    pub(super) fn line_of(&self, path: &str) -> Option<usize> {
         let (section, key) = path.split_once('.')?;
         let file = DeTable::parse(self.text).ok()?.into_inner();
         let table = file.get(section)?.get_ref().as_table()?;

@@ -2,6 +2,7 @@
 //!
 //! - [`design`]: the parts, and why they are as they are.
 //! - [`training`]: what a step computes, and where it differs from what one would expect.
+//! - [`algorithms`]: what each algorithm computes, and where OpenFedLLM computes something else.
 //! - [`protocol`]: what client and server say to each other.
 //! - [`privacy`]: whom one has to trust with what, and what is not covered.
 
@@ -10,6 +11,9 @@ pub mod design {}
 
 #[doc = include_str!("training.md")]
 pub mod training {}
+
+#[doc = include_str!("algorithms.md")]
+pub mod algorithms {}
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
