@@ -30,36 +30,57 @@ impl Batch {
 
     /// The rows in batches of at most `tokens` tokens each, or of one longer row.
     pub fn split(&self, tokens: usize) -> Vec<Self> {
+        self.split_groups(tokens, 1)
+    }
+
+    /// As [`Self::split`], but groups of `rows` consecutive rows stay whole: two for pairs.
+    ///
+    /// # Panics
+    ///
+    /// If `rows` is 0.
+    pub fn split_groups(&self, tokens: usize, rows: usize) -> Vec<Self> {
+        let labels = self.row_labels();
         let mut batches: Vec<Self> = Vec::new();
-        let mut next = 0;
-        for segment in &self.segments {
-            let until = self.predicting[next..]
-                .iter()
-                .take_while(|&&p| p < segment.end)
-                .count()
-                + next;
-            let fits = batches
-                .last()
-                .is_some_and(|batch| batch.tokens() + segment.len() <= tokens);
-            if !fits {
-                batches.push(Self::default());
+        for (group, labels) in self.segments.chunks(rows).zip(labels.chunks(rows)) {
+            let len: usize = group.iter().map(Range::len).sum();
+            match batches.last_mut() {
+                Some(batch) if batch.tokens() + len <= tokens => {
+                    batch.append(self, group, labels);
+                }
+                _ => {
+                    let mut batch = Self::default();
+                    batch.append(self, group, labels);
+                    batches.push(batch);
+                }
             }
-            // There is a last batch: one was just added if there was none that fits.
-            let Some(batch) = batches.last_mut() else {
-                continue;
-            };
-            let start = batch.tokens();
-            batch.ids.extend_from_slice(&self.ids[segment.clone()]);
-            batch.segments.push(start..start + segment.len());
-            batch.predicting.extend(
-                self.predicting[next..until]
-                    .iter()
-                    .map(|p| p - segment.start + start),
-            );
-            batch.targets.extend_from_slice(&self.targets[next..until]);
-            next = until;
         }
         batches
+    }
+
+    /// Where the labels of each row lie in `targets`.
+    pub fn row_labels(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let row = |segment: &Range<usize>| {
+            let labels = self.predicting[end..].iter();
+            let start = end;
+            end += labels.take_while(|&&place| place < segment.end).count();
+            start..end
+        };
+        self.segments.iter().map(row).collect()
+    }
+
+    /// Adds rows of another batch.
+    fn append(&mut self, other: &Self, rows: &[Range<usize>], labels: &[Range<usize>]) {
+        for (segment, labels) in rows.iter().zip(labels) {
+            let start = self.tokens();
+            self.ids.extend_from_slice(&other.ids[segment.clone()]);
+            self.segments.push(start..start + segment.len());
+            let places = other.predicting[labels.clone()].iter();
+            self.predicting
+                .extend(places.map(|place| place - segment.start + start));
+            self.targets
+                .extend_from_slice(&other.targets[labels.clone()]);
+        }
     }
 
     /// Each row's positions, counted from its own start.
@@ -114,5 +135,19 @@ mod tests {
         assert_eq!(parts[1].targets, [9]);
         assert_eq!(batch.split(1).len(), 3);
         assert_eq!(batch.split(100), [batch.clone()]);
+    }
+
+    #[test]
+    fn pairs_stay_together() {
+        let mut batch = Batch::default();
+        for len in [3, 2, 4, 1, 2, 2] {
+            batch.push(&vec![7; len], |i| i == 1);
+        }
+        assert_eq!(batch.row_labels(), [0..1, 1..2, 2..3, 3..3, 3..4, 4..5]);
+        let parts = batch.split_groups(6, 2);
+        let rows: Vec<_> = parts.iter().map(|part| part.segments.clone()).collect();
+        assert_eq!(rows, [[0..3, 3..5], [0..4, 4..5], [0..2, 2..4]]);
+        assert_eq!(parts[1].row_labels(), [0..1, 1..1]);
+        assert_eq!(batch.split_groups(10, 2).len(), 2);
     }
 }

@@ -6,7 +6,7 @@ use crate::peft::{PeftAdapter, PeftConfig, PeftError, PeftTensor, Projection};
 use burn::tensor::{Device, Tensor};
 use fedllm_shared::{
     Adapter, AdapterError, Factors, Layout, LayoutError, LoraSpec, ParseTargetsError, Target,
-    Targets, TensorSpec,
+    Targets, TensorSpec, is_trained,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -217,12 +217,12 @@ pub struct BlockGrads {
 }
 
 impl BlockGrads {
-    /// The gradients one after another, in the order of the layout.
+    /// The gradients of what is trained one after another, in the order of the layout.
     pub(crate) fn flatten(self) -> Vec<Tensor<1>> {
         [self.qkv, self.out, self.gate_up, self.down]
             .into_iter()
             .flatten()
-            .flat_map(|group| std::iter::once(group.a).chain(group.b))
+            .flat_map(|group| group.a.into_iter().chain(group.b))
             .map(Tensor::flatten_all)
             .collect()
     }
@@ -240,7 +240,7 @@ impl FlattenAll for Tensor<2> {
     }
 }
 
-/// Where the factors of one group lie in the flat vector.
+/// Where the factors of one group lie in the vectors that hold them.
 #[derive(Clone, Debug)]
 struct GroupPlace {
     /// The stacked `A` factors.
@@ -250,14 +250,25 @@ struct GroupPlace {
     input: usize,
 }
 
-/// An adapter on a device: one flat vector, and where each block's factors lie in it.
+/// An adapter on a device: one flat vector of what is trained, and where each block's factors
+/// lie in it. Where only `B` is trained, the `A` factors lie in a vector of their own, so that
+/// gradients, moments and control variates have no part for them.
 #[derive(Clone, Debug)]
 pub struct Lora {
     layout: Arc<Layout>,
+    trained: Arc<Layout>,
     values: Tensor<1>,
+    frozen: Option<Frozen>,
     places: Vec<[Option<GroupPlace>; 4]>,
     rank: usize,
     scale: f32,
+}
+
+/// The factors that are not trained.
+#[derive(Clone, Debug)]
+struct Frozen {
+    layout: Arc<Layout>,
+    values: Tensor<1>,
 }
 
 impl Lora {
@@ -265,7 +276,7 @@ impl Lora {
     ///
     /// # Errors
     ///
-    /// [`LayoutError`] if the adapter's layout is not that of the model and the spec.
+    /// [`LoraError`] if the adapter's layout is not that of the model and the spec.
     pub fn new(
         config: &ModelConfig,
         spec: &LoraSpec,
@@ -276,29 +287,59 @@ impl Lora {
         if *adapter.layout().as_ref() != expected {
             return Err(LoraError::OtherLayout);
         }
-        let places = (0..config.layers)
-            .map(|layer| GROUPS.map(|group| place(&expected, config, layer, group, spec.targets)));
+        let on_device = |layout: &Arc<Layout>| -> Result<Tensor<1>, AdapterError> {
+            let values = adapter.select(layout)?.into_values();
+            let len = values.len();
+            Ok(tensor_on(values, [len], device))
+        };
+        let (trained, frozen) = match spec.train {
+            Factors::Both => (adapter.layout().clone(), None),
+            Factors::B => {
+                let layout = part(&expected, spec.train, false)?;
+                let values = on_device(&layout)?;
+                let trained = part(&expected, spec.train, true)?;
+                (trained, Some(Frozen { layout, values }))
+            }
+        };
+        let range = |name: &str| {
+            let frozen = frozen.as_ref().map(|frozen| &frozen.layout);
+            let mut layouts = std::iter::once(&trained).chain(frozen);
+            layouts.find_map(|layout| layout.find(name).map(|index| layout.range(index)))
+        };
+        let of_layer = |layer| GROUPS.map(|group| place(range, config, layer, group, spec.targets));
         Ok(Self {
-            places: places.collect(),
-            values: tensor_on(adapter.values().to_vec(), [adapter.values().len()], device),
+            places: (0..config.layers).map(of_layer).collect(),
             layout: adapter.layout().clone(),
+            values: on_device(&trained)?,
+            trained,
+            frozen,
             rank: spec.rank as usize,
             scale: spec.scale(),
         })
     }
 
-    /// The flat parameters.
+    /// The tensors of the whole adapter.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// The tensors that are trained, in their order: those of an update and of control variates.
+    pub fn trained(&self) -> &Arc<Layout> {
+        &self.trained
+    }
+
+    /// The flat parameters that training moves, in the order of the layout.
     pub fn values(&self) -> &Tensor<1> {
         &self.values
     }
 
-    /// Takes the flat parameters out, for an optimizer that changes them in place.
+    /// Takes the trained parameters out, for an optimizer that changes them in place.
     pub(crate) fn take_values(&mut self) -> Tensor<1> {
         let empty = Tensor::zeros([0], &self.values.device());
         std::mem::replace(&mut self.values, empty)
     }
 
-    /// Replaces the flat parameters.
+    /// Replaces the trained parameters.
     pub(crate) fn set_values(&mut self, values: Tensor<1>) {
         self.values = values;
     }
@@ -309,7 +350,15 @@ impl Lora {
     ///
     /// [`AdapterError`] if a value is not finite.
     pub fn to_adapter(&self) -> Result<Adapter, AdapterError> {
-        Adapter::new(self.layout.clone(), read_back(self.values.clone()))
+        let trained = Adapter::new(self.trained.clone(), read_back(self.values.clone()))?;
+        let Some(frozen) = &self.frozen else {
+            return Ok(trained);
+        };
+        let frozen = Adapter::new(frozen.layout.clone(), read_back(frozen.values.clone()))?;
+        let mut adapter = Adapter::zeros(self.layout.clone());
+        adapter.insert(&frozen)?;
+        adapter.insert(&trained)?;
+        Ok(adapter)
     }
 
     /// The adapters of one block; with dropout while training.
@@ -335,11 +384,15 @@ impl Lora {
     }
 
     fn group(&self, place: &GroupPlace, dropout: Option<Dropout>) -> GroupLora {
-        let matrix = |range: &Range<usize>, cols: usize| {
-            self.values
+        let matrix = |values: &Tensor<1>, range: &Range<usize>, cols: usize| {
+            values
                 .clone()
                 .slice([range.clone()])
                 .reshape([range.len() / cols, cols])
+        };
+        let of_a = match &self.frozen {
+            Some(frozen) => &frozen.values,
+            None => &self.values,
         };
         let b = place
             .b
@@ -348,13 +401,14 @@ impl Lora {
             .map(|(i, (part, range, _))| PartB {
                 part: *part,
                 ranks: i * self.rank..(i + 1) * self.rank,
-                b: matrix(range, self.rank),
+                b: matrix(&self.values, range, self.rank),
             });
         GroupLora {
-            a: matrix(&place.a, place.input),
+            a: matrix(of_a, &place.a, place.input),
             b: b.collect(),
             scale: self.scale,
             dropout,
+            trains_a: self.frozen.is_none(),
         }
     }
 }
@@ -405,21 +459,25 @@ pub fn read_back<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     Host::of(tensor).into_values()
 }
 
+/// The tensors that are trained, or those that are not.
+fn part(layout: &Layout, train: Factors, trained: bool) -> Result<Arc<Layout>, LayoutError> {
+    let tensors = layout.tensors().iter();
+    let tensors = tensors.filter(|tensor| is_trained(&tensor.name, train) == trained);
+    Ok(Arc::new(Layout::new(tensors.cloned().collect())?))
+}
+
+/// Where a group's factors lie; `range` knows that of a tensor by its name.
 fn place(
-    layout: &Layout,
+    range: impl Fn(&str) -> Option<Range<usize>>,
     config: &ModelConfig,
     layer: usize,
     group: &'static [Target],
     targets: Targets,
 ) -> Option<GroupPlace> {
-    let range = |target, factor| {
-        layout
-            .find(&tensor_name(layer, target, factor))
-            .map(|index| layout.range(index))
-    };
-    let mut ranges = adapted(group, targets).filter_map(|target| range(target, 'A'));
-    let first = ranges.next()?;
-    let end = ranges.last().map_or(first.end, |last| last.end);
+    let range = |target, factor| range(&tensor_name(layer, target, factor));
+    let mut of_a = adapted(group, targets).filter_map(|target| range(target, 'A'));
+    let first = of_a.next()?;
+    let end = of_a.last().map_or(first.end, |last| last.end);
     let b = group.iter().enumerate().filter_map(|(part, &target)| {
         let range = range(target, 'B')?;
         Some((part, range, shape(config, target).0))

@@ -1,10 +1,19 @@
-//! Supervised fine-tuning of an adapter: one optimizer step over a list of rows.
+//! Local training of an adapter: one optimizer step over a list of rows, or of pairs of rows.
 
-use crate::arch::{CausalLm, StepMode};
+mod correction;
+
+pub use correction::{Correction, VariateError};
+
+use crate::arch::{CausalLm, Gradients, StepMode};
 use crate::batch::Batch;
 use crate::lora::{Lora, read_back};
-use crate::ops::{AdamW, AdamWStep, Dropout};
+use crate::objective::{
+    PairError, PairReference, PairTally, PreferenceSettings, PreferenceStats, check_pairs,
+};
+use crate::ops::{AdamW, AdamWStep, Dropout, combine, tensor_on};
 use burn::tensor::Tensor;
+use correction::Rule;
+use fedllm_shared::LocalOptimizer;
 
 /// How a trainer spends memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,15 +36,17 @@ impl Default for Memory {
 /// The constants of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepSettings {
+    /// What makes a step out of a gradient g: AdamW, or SGD with `w ← w - lr·(g + λ·w)`.
+    pub optimizer: LocalOptimizer,
     /// Learning rate.
     pub lr: f32,
-    /// Decay of the first moment.
+    /// AdamW's decay of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// AdamW's decay of the second moment.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// What AdamW adds to the root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay: λ.
     pub weight_decay: f32,
     /// Global-norm clipping as `torch.nn.utils.clip_grad_norm_`; 0 clips nothing.
     pub max_grad_norm: f32,
@@ -45,12 +56,14 @@ pub struct StepSettings {
     pub seed: u64,
 }
 
-/// What one step did.
+/// What one step did. Losses and norm are those before the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepStats {
-    /// Mean cross-entropy over the step's loss tokens, before the step.
+    /// Mean cross-entropy over the step's loss tokens, or mean loss over its pairs.
     pub loss: f32,
-    /// Norm of the gradient before clipping.
+    /// The loss with the proximal term, if there is one: what is minimized.
+    pub objective: f32,
+    /// Norm of the objective's gradient before clipping, without control variates.
     pub grad_norm: f32,
     /// Tokens that went through the model.
     pub tokens: u64,
@@ -65,6 +78,9 @@ pub enum StepError {
     /// No token of any row carries a loss.
     #[error("none of the step's tokens carries a loss")]
     NoLossTokens,
+    /// The rows of a preference step are not pairs.
+    #[error(transparent)]
+    Pairs(#[from] PairError),
     /// The loss or the gradient is not a finite number.
     #[error("the step gave a loss of {loss} and a gradient norm of {grad_norm}; it was not taken")]
     NotFinite {
@@ -75,39 +91,55 @@ pub enum StepError {
     },
 }
 
+/// What a fit leaves.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The adapter.
+    pub lora: Lora,
+    /// AdamW's moments, if it took a step.
+    pub optimizer: Option<AdamW>,
+    /// With control variates, the client's next one over [`Lora::trained`]; `None` if no step
+    /// says what it is.
+    pub variate: Option<Vec<f32>>,
+}
+
 /// Trains one adapter of a model.
 pub struct Trainer<'a> {
     model: &'a CausalLm,
     lora: Lora,
-    optimizer: AdamW,
+    optimizer: Option<AdamW>,
+    rule: Rule,
     memory: Memory,
 }
 
 impl<'a> Trainer<'a> {
-    /// Begins with fresh optimizer state.
+    /// Begins with fresh optimizer state and without a correction.
     pub fn new(model: &'a CausalLm, lora: Lora, memory: Memory) -> Self {
-        let optimizer = AdamW::new(lora.values());
         Self {
             model,
             lora,
-            optimizer,
+            optimizer: None,
+            rule: Rule::Plain,
             memory,
         }
     }
 
-    /// As [`Self::new`], going on with an optimizer's state.
-    pub fn with_optimizer(
-        model: &'a CausalLm,
-        lora: Lora,
-        optimizer: AdamW,
-        memory: Memory,
-    ) -> Self {
-        Self {
-            model,
-            lora,
-            optimizer,
-            memory,
-        }
+    /// Goes on with AdamW's moments; those of another number of parameters are dropped.
+    #[must_use]
+    pub fn with_optimizer(mut self, optimizer: AdamW) -> Self {
+        let fits = optimizer.params() == self.lora.values().dims()[0];
+        self.optimizer = fits.then_some(optimizer);
+        self
+    }
+
+    /// Corrects the steps from here on; the adapter as it stands is the anchor.
+    ///
+    /// # Errors
+    ///
+    /// [`VariateError`] if a control variate is not one of this adapter.
+    pub fn with_correction(mut self, correction: Correction<'_>) -> Result<Self, VariateError> {
+        self.rule = Rule::new(correction, &self.lora)?;
+        Ok(self)
     }
 
     /// The adapter as it stands.
@@ -115,49 +147,46 @@ impl<'a> Trainer<'a> {
         &self.lora
     }
 
-    /// Gives up the adapter and the optimizer's state.
-    pub fn into_parts(self) -> (Lora, AdamW) {
-        (self.lora, self.optimizer)
+    /// Gives up the adapter, the optimizer's state and the control variate.
+    pub fn into_outcome(self) -> Outcome {
+        Outcome {
+            variate: self.rule.variate(&self.lora),
+            lora: self.lora,
+            optimizer: self.optimizer,
+        }
     }
 
-    /// One step over `rows`: the mean loss of all their loss tokens, its gradient,
-    /// clipping, AdamW. The device is read once, for loss and norm.
+    /// One step over `rows`: the mean loss of all their loss tokens, its gradient, clipping, the
+    /// optimizer, with the fit's correction. The device is read once.
     ///
     /// # Errors
     ///
     /// [`StepError`]; the adapter and the optimizer are then unchanged.
     pub fn step(&mut self, rows: &Batch, settings: &StepSettings) -> Result<StepStats, StepError> {
-        let (loss, flat) = self.gradients(rows, settings)?;
-        let norm_squared = (flat.clone() * flat.clone()).sum();
-        let read = read_back(Tensor::cat(vec![loss, norm_squared], 0));
-        let (loss, grad_norm) = (read[0] / rows.loss_tokens() as f32, read[1].sqrt());
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(StepError::NotFinite { loss, grad_norm });
-        }
-        let limit = settings.max_grad_norm;
-        let grad_scale = if limit > 0.0 {
-            (limit / (grad_norm + 1e-6)).min(1.0)
-        } else {
-            1.0
-        };
-        let step = AdamWStep {
-            lr: settings.lr,
-            beta1: settings.beta1,
-            beta2: settings.beta2,
-            eps: settings.eps,
-            weight_decay: settings.weight_decay,
-            grad_scale,
-        };
-        let values = self.lora.take_values();
-        self.lora
-            .set_values(self.optimizer.step(values, flat, &step));
-        let (tokens, loss_tokens) = (rows.tokens() as u64, rows.loss_tokens() as u64);
-        Ok(StepStats {
-            loss,
-            grad_norm,
-            tokens,
-            loss_tokens,
-        })
+        let (loss_sum, flat) = self.gradients(rows, settings)?;
+        let gradients = Gradients { loss_sum, flat };
+        self.advance(gradients, rows.loss_tokens(), rows, settings)
+    }
+
+    /// One step over pairs of rows, `2k` chosen and `2k + 1` rejected: as [`Self::step`], but
+    /// with the mean of the pairs' preference losses. The device is also read once in each
+    /// micro-batch, for the log-probabilities, and once more for the reference's unless they
+    /// are known.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError`]; the adapter and the optimizer are then unchanged.
+    pub fn preference_step(
+        &mut self,
+        pairs: &Batch,
+        reference: PairReference<'_>,
+        settings: &StepSettings,
+        preference: &PreferenceSettings,
+    ) -> Result<(StepStats, PreferenceStats), StepError> {
+        let (gradients, stats) =
+            self.preference_gradients(pairs, reference, settings, preference)?;
+        let step = self.advance(gradients, pairs.segments.len() / 2, pairs, settings)?;
+        Ok((step, stats))
     }
 
     /// Summed loss and the gradient of the mean loss over all rows.
@@ -175,24 +204,12 @@ impl<'a> Trainer<'a> {
         }
         let weight = 1.0 / rows.loss_tokens() as f32;
         let mut sum: Option<(Tensor<1>, Tensor<1>)> = None;
-        for (index, micro) in rows
-            .split(self.memory.micro_batch_tokens)
-            .iter()
-            .enumerate()
-        {
+        let micros = rows.split(self.memory.micro_batch_tokens);
+        for (index, micro) in micros.iter().enumerate() {
             if micro.targets.is_empty() {
                 continue;
             }
-            let seed = settings.seed ^ (index as u64).wrapping_mul(0xA076_1D64_78BD_642F);
-            let dropout = (settings.dropout > 0.0).then_some(Dropout {
-                rate: settings.dropout,
-                seed,
-            });
-            let mode = StepMode {
-                recompute: self.memory.recompute,
-                weight,
-                dropout,
-            };
+            let mode = self.mode(settings, index, weight);
             let part = self.model.gradients(micro, &self.lora, &mode);
             sum = Some(match sum {
                 None => (part.loss_sum, part.flat),
@@ -200,5 +217,115 @@ impl<'a> Trainer<'a> {
             });
         }
         sum.ok_or(StepError::NoLossTokens)
+    }
+
+    /// Summed loss and the gradient of the mean loss over all pairs, and what the pairs said.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Pairs`], or [`StepError::NoLossTokens`] if there is no pair.
+    pub fn preference_gradients(
+        &self,
+        pairs: &Batch,
+        reference: PairReference<'_>,
+        settings: &StepSettings,
+        preference: &PreferenceSettings,
+    ) -> Result<(Gradients, PreferenceStats), StepError> {
+        check_pairs(pairs, &reference)?;
+        let weight = 2.0 / pairs.segments.len() as f32;
+        let mut tally = PairTally::new(*preference, reference);
+        let mut sum: Option<Tensor<1>> = None;
+        let micros = pairs.split_groups(self.memory.micro_batch_tokens, 2);
+        for (index, micro) in micros.iter().enumerate() {
+            let reference = tally.reference(self.model, micro);
+            let mode = self.mode(settings, index, weight);
+            let flat = self
+                .model
+                .row_gradients(micro, &self.lora, &mode, |policy| {
+                    tally.add(micro, policy, &reference)
+                });
+            sum = Some(match sum {
+                None => flat,
+                Some(sum) => sum + flat,
+            });
+        }
+        let flat = sum.ok_or(StepError::NoLossTokens)?;
+        let (loss, stats) = tally.finish();
+        let loss_sum = tensor_on(vec![loss], [1], self.model.device());
+        Ok((Gradients { loss_sum, flat }, stats))
+    }
+
+    /// How micro-batch `index` of a step runs.
+    fn mode(&self, settings: &StepSettings, index: usize, weight: f32) -> StepMode {
+        let seed = settings.seed ^ (index as u64).wrapping_mul(0xA076_1D64_78BD_642F);
+        StepMode {
+            recompute: self.memory.recompute,
+            weight,
+            dropout: (settings.dropout > 0.0).then_some(Dropout {
+                rate: settings.dropout,
+                seed,
+            }),
+        }
+    }
+
+    /// Moves the adapter against a gradient, unless that or the loss, a mean of `parts`, is not
+    /// finite.
+    fn advance(
+        &mut self,
+        gradients: Gradients,
+        parts: usize,
+        rows: &Batch,
+        settings: &StepSettings,
+    ) -> Result<StepStats, StepError> {
+        let (flat, squares) = self.rule.pull(gradients.flat, self.lora.values());
+        let read = read_back(Tensor::cat(vec![gradients.loss_sum, squares], 0));
+        let (loss, grad_norm) = (read[0] / parts as f32, read[1].sqrt());
+        let objective = loss + self.rule.penalty(read.get(2).copied().unwrap_or(0.0));
+        if !objective.is_finite() || !grad_norm.is_finite() {
+            return Err(StepError::NotFinite { loss, grad_norm });
+        }
+        let limit = settings.max_grad_norm;
+        let scale = if limit > 0.0 {
+            (limit / (grad_norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
+        let (flat, scale) = self.rule.shift(flat, scale);
+        let values = self.lora.take_values();
+        let values = self.optimize(values, flat, scale, settings);
+        self.lora.set_values(self.rule.follow(values, settings.lr));
+        Ok(StepStats {
+            loss,
+            objective,
+            grad_norm,
+            tokens: rows.tokens() as u64,
+            loss_tokens: rows.loss_tokens() as u64,
+        })
+    }
+
+    /// The optimizer's step against `scale · flat`.
+    fn optimize(
+        &mut self,
+        values: Tensor<1>,
+        flat: Tensor<1>,
+        scale: f32,
+        settings: &StepSettings,
+    ) -> Tensor<1> {
+        let (lr, weight_decay) = (settings.lr, settings.weight_decay);
+        match settings.optimizer {
+            LocalOptimizer::Sgd => combine(values, 1.0 - lr * weight_decay, &flat, -lr * scale),
+            LocalOptimizer::AdamW => {
+                let step = AdamWStep {
+                    lr,
+                    beta1: settings.beta1,
+                    beta2: settings.beta2,
+                    eps: settings.eps,
+                    weight_decay,
+                    grad_scale: scale,
+                };
+                let optimizer = self.optimizer.get_or_insert_with(|| AdamW::new(&values));
+                optimizer.step(values, flat, &step)
+            }
+        }
     }
 }

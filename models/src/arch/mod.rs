@@ -9,13 +9,14 @@ pub use random::{SHAPES, shape};
 
 use crate::batch::Batch;
 use crate::config::ModelConfig;
-use crate::lora::{BlockGrads, Lora};
+use crate::lora::{BlockGrads, Lora, read_back};
 use crate::ops::{
     Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm,
     rms_norm_backward, tensor_on,
 };
 use block::{Block, BlockCache, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
+use std::ops::Range;
 
 /// A causal language model with frozen weights.
 pub struct CausalLm {
@@ -42,7 +43,7 @@ pub struct Gradients {
 pub struct StepMode {
     /// Keep only each block's input and run the block again in the backward pass.
     pub recompute: bool,
-    /// Factor on the summed loss: 1 over the loss tokens of the whole step.
+    /// Factor on the objective: 1 over the loss tokens, or the pairs, of the whole step.
     pub weight: f32,
     /// Dropout on the adapters' inputs.
     pub dropout: Option<Dropout>,
@@ -115,11 +116,65 @@ impl CausalLm {
             .logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
     }
 
+    /// The summed log-probability of each row's labels; 0 of a row without one.
+    pub fn row_log_probs(&self, batch: &Batch, lora: Option<&Lora>) -> Vec<f32> {
+        if batch.targets.is_empty() {
+            return vec![0.0; batch.segments.len()];
+        }
+        let hidden = self.pick(&self.hidden(batch, lora), &batch.predicting);
+        let normed = rms_norm(&hidden, &self.norm, self.config.rms_eps);
+        sum_rows(
+            batch,
+            &read_back(self.head.log_probs(&normed.y, &batch.targets)),
+        )
+    }
+
     /// Loss and adapter gradients of a batch with at least one loss token.
     ///
     /// The backward pass goes block by block with the formulas of [`crate::ops`]; no tape
     /// of single operations and no weight-shaped gradient ever exists.
     pub fn gradients(&self, batch: &Batch, lora: &Lora, mode: &StepMode) -> Gradients {
+        let (loss_sum, flat) = self.differentiate(batch, lora, mode, |normed| {
+            self.head.cross_entropy(normed, &batch.targets, mode.weight)
+        });
+        Gradients { loss_sum, flat }
+    }
+
+    /// Adapter gradients of an objective that depends on the batch through the summed
+    /// log-probability of each row's labels. Takes at least one label.
+    ///
+    /// `slopes` is told these sums and returns the objective's derivative by each of them. It
+    /// is called between the forward and the backward pass, so the model runs once.
+    pub fn row_gradients(
+        &self,
+        batch: &Batch,
+        lora: &Lora,
+        mode: &StepMode,
+        slopes: impl FnOnce(&[f32]) -> Vec<f32>,
+    ) -> Tensor<1> {
+        let ((), flat) = self.differentiate(batch, lora, mode, |normed| {
+            let (losses, dnormed) = self.head.token_losses(normed, &batch.targets, 1.0);
+            let log_probs = sum_rows(batch, &read_back(losses.neg()));
+            let slopes = slopes(&log_probs);
+            let of_row = batch.row_labels().into_iter().zip(slopes);
+            // A loss is a negative log-probability.
+            let of_token = of_row.flat_map(|(labels, slope)| labels.map(move |_| -slope));
+            let factors = of_token.map(|slope| slope * mode.weight).collect();
+            let factors = tensor_on(factors, [batch.targets.len(), 1], &self.device);
+            ((), dnormed * factors)
+        });
+        flat
+    }
+
+    /// Forward, then the head, then backward: `head` is told the normalised hidden states of
+    /// the tokens that carry a loss, and returns the gradient by them.
+    fn differentiate<R>(
+        &self,
+        batch: &Batch,
+        lora: &Lora,
+        mode: &StepMode,
+        head: impl FnOnce(&Tensor<2>) -> (R, Tensor<2>),
+    ) -> (R, Tensor<1>) {
         let rows = self.rows(batch);
         let mut inputs = vec![self.embed(&batch.ids)];
         let mut saved = Vec::with_capacity(self.blocks.len());
@@ -136,7 +191,7 @@ impl CausalLm {
         }
         // There is one input more than there are blocks: the last block's output.
         let last = inputs.pop().unwrap_or_else(|| self.embed(&batch.ids));
-        let (loss_sum, mut dy) = self.head_gradient(&last, batch, mode.weight);
+        let (result, mut dy) = self.head_gradient(&last, batch, head);
         drop(last);
         let mut grads: Vec<BlockGrads> = Vec::with_capacity(self.blocks.len());
         let layers = self.blocks.iter().enumerate().zip(inputs).zip(saved);
@@ -156,10 +211,7 @@ impl CausalLm {
             .rev()
             .flat_map(BlockGrads::flatten)
             .collect();
-        Gradients {
-            loss_sum,
-            flat: Tensor::cat(flat, 0),
-        }
+        (result, Tensor::cat(flat, 0))
     }
 
     /// The first layer whose attention is kept where blocks are computed again: as many of the last
@@ -188,20 +240,20 @@ impl CausalLm {
             .logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
     }
 
-    /// The loss, and the gradient of the last block's output: zero but where a token
-    /// carries a loss.
-    fn head_gradient(
+    /// What the head says, and the gradient of the last block's output: zero but where a
+    /// token carries a loss.
+    fn head_gradient<R>(
         &self,
         last: &Tensor<2>,
         batch: &Batch,
-        weight: f32,
-    ) -> (Tensor<1>, Tensor<2>) {
+        head: impl FnOnce(&Tensor<2>) -> (R, Tensor<2>),
+    ) -> (R, Tensor<2>) {
         let picked = self.pick(last, &batch.predicting);
         let normed = rms_norm(&picked, &self.norm, self.config.rms_eps);
-        let (loss_sum, dnormed) = self.head.cross_entropy(&normed.y, &batch.targets, weight);
+        let (result, dnormed) = head(&normed.y);
         let dpicked = rms_norm_backward(&dnormed, &picked, &self.norm, &normed.inv);
         (
-            loss_sum,
+            result,
             self.spread(dpicked, &batch.predicting, batch.tokens()),
         )
     }
@@ -254,4 +306,13 @@ impl CausalLm {
         let zero = tensor_on(vec![0.0; features], [1, features], &self.device);
         Tensor::cat(vec![zero, picked], 0).select(0, indices_on(index, &self.device))
     }
+}
+
+/// The sum over each row's labels.
+fn sum_rows(batch: &Batch, of_labels: &[f32]) -> Vec<f32> {
+    let sum = |labels: Range<usize>| {
+        let values = of_labels[labels].iter().copied();
+        values.map(f64::from).sum::<f64>() as f32
+    };
+    batch.row_labels().into_iter().map(sum).collect()
 }

@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, Algorithm 2) as
 //! `torch.optim.AdamW` computes it, over the whole flattened adapter at once.
 
+use super::flat::CHUNK;
 use super::host::{Host, host_tensor, is_cpu};
 use super::simd::vectorized;
 use burn::tensor::Tensor;
@@ -41,6 +42,11 @@ impl AdamW {
         }
     }
 
+    /// Length of the parameter vector.
+    pub fn params(&self) -> usize {
+        self.first.dims()[0]
+    }
+
     /// Moves `params` one step against `grads`.
     ///
     /// `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`,
@@ -75,7 +81,6 @@ impl AdamW {
             Host::of(first).into_values(),
             Host::of(second).into_values(),
         );
-        const CHUNK: usize = 1 << 14;
         params
             .par_chunks_mut(CHUNK)
             .zip(first.par_chunks_mut(CHUNK))

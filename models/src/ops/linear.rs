@@ -29,6 +29,18 @@ pub struct GroupLora {
     pub scale: f32,
     /// Dropout on the adapter's input, while training.
     pub dropout: Option<Dropout>,
+    /// Whether `A` is trained too; otherwise it has no gradient.
+    pub trains_a: bool,
+}
+
+impl GroupLora {
+    /// `x` with the adapter's dropout, which is its own gradient.
+    fn dropped(&self, x: &Tensor<2>) -> Tensor<2> {
+        match &self.dropout {
+            Some(mask) => dropout(x, mask),
+            None => x.clone(),
+        }
+    }
 }
 
 /// The `B` factor of one part of a group.
@@ -43,8 +55,8 @@ pub struct PartB {
 
 /// Gradients of a [`GroupLora`], in its shapes.
 pub struct GroupGrads {
-    /// Of the stacked `A`.
-    pub a: Tensor<2>,
+    /// Of the stacked `A`, if that is trained.
+    pub a: Option<Tensor<2>>,
     /// Of each `B`, in the order of [`GroupLora::b`].
     pub b: Vec<Tensor<2>>,
 }
@@ -59,10 +71,7 @@ pub struct GroupOutput {
 
 /// `x·Aᵀ`, with the adapter's dropout: what the backward pass keeps of a group's adapters.
 pub fn low_rank(x: &Tensor<2>, lora: &GroupLora) -> Tensor<2> {
-    let input = lora
-        .dropout
-        .as_ref()
-        .map_or_else(|| x.clone(), |d| dropout(x, d));
+    let input = lora.dropped(x);
     if !is_cpu(&x.device()) {
         return input.matmul(lora.a.clone().transpose());
     }
@@ -146,7 +155,8 @@ impl LinearGroup {
 
     /// Gradients given that of the output; `dx` only if asked for.
     ///
-    /// `dU = s·g·B`, `dB = s·gᵀ·u`, `dA = dUᵀ·x`, `dx = g·W + dU·A`.
+    /// `dU = s·g·B`, `dB = s·gᵀ·u`, `dA = dUᵀ·x`, `dx = g·W + dU·A`. What nobody asks for is not
+    /// computed: `dA` where `A` is frozen, and `dU` where neither `dA` nor `dx` needs it.
     pub fn backward(
         &self,
         g: &Tensor<2>,
@@ -170,65 +180,60 @@ impl LinearGroup {
             }
             dx
         });
-        let grads = lora.zip(u).map(|(lora, u)| {
-            let dropped = lora
-                .dropout
-                .as_ref()
-                .map_or_else(|| x.clone(), |d| dropout(x, d));
-            let (input, u) = (Host::of(dropped), Host::of(u.clone()));
-            let ranks = lora.a.dims()[0];
-            let u = Mat::new(u.values(), tokens, ranks);
-            let mut du = vec![0.0; tokens * ranks];
-            let mut db = Vec::with_capacity(lora.b.len());
-            for (piece, columns) in self.pieces(lora) {
-                let b = Host::of(piece.b.clone());
-                let (out, rank) = (columns.len(), piece.ranks.len());
-                let g = grad.columns(columns);
-                gemm(
-                    &mut du[piece.ranks.start..],
-                    ranks,
-                    Write::Set,
-                    lora.scale,
-                    g,
-                    Mat::new(b.values(), out, rank),
-                    Threads::All,
-                );
-                let values = matmul(
-                    lora.scale,
-                    g.t(),
-                    u.columns(piece.ranks.clone()),
-                    Threads::All,
-                );
-                db.push(host_tensor(values, [out, rank]));
-            }
-            let du = Mat::new(&du, tokens, ranks);
-            let da = matmul(
-                1.0,
-                du.t(),
-                Mat::new(input.values(), tokens, self.input()),
-                Threads::All,
-            );
-            if let Some(dx) = &mut dx {
-                let a = Host::of(lora.a.clone());
-                let a = Mat::new(a.values(), ranks, self.input());
-                match &lora.dropout {
-                    None => gemm(dx, self.input(), Write::Add, 1.0, du, a, Threads::All),
-                    Some(drop) => {
-                        let through =
-                            host_tensor(matmul(1.0, du, a, Threads::All), [tokens, self.input()]);
-                        let through = Host::of(dropout(&through, drop));
-                        dx.iter_mut()
-                            .zip(through.values())
-                            .for_each(|(dx, t)| *dx += t);
-                    }
-                }
-            }
-            GroupGrads {
-                a: host_tensor(da, [ranks, self.input()]),
-                b: db,
-            }
+        let grads = lora.zip(u).map(|(lora, u)| GroupGrads {
+            b: self.backward_b(grad, u, lora),
+            a: self.backward_a(grad, x, lora, dx.as_deref_mut()),
         });
         (dx.map(|dx| host_tensor(dx, [tokens, self.input()])), grads)
+    }
+
+    /// The gradient of each `B`.
+    fn backward_b(&self, grad: Mat, u: &Tensor<2>, lora: &GroupLora) -> Vec<Tensor<2>> {
+        let [tokens, ranks] = u.dims();
+        let u = Host::of(u.clone());
+        let u = Mat::new(u.values(), tokens, ranks);
+        let of_piece = |(piece, columns): (&PartB, Range<usize>)| {
+            let shape = [columns.len(), piece.ranks.len()];
+            let (g, u) = (grad.columns(columns), u.columns(piece.ranks.clone()));
+            host_tensor(matmul(lora.scale, g.t(), u, Threads::All), shape)
+        };
+        self.pieces(lora).map(of_piece).collect()
+    }
+
+    /// The gradient of `A`, if it is trained; adds to `dx` what comes through the adapters.
+    fn backward_a(
+        &self,
+        grad: Mat,
+        x: &Tensor<2>,
+        lora: &GroupLora,
+        dx: Option<&mut [f32]>,
+    ) -> Option<Tensor<2>> {
+        if dx.is_none() && !lora.trains_a {
+            return None;
+        }
+        let ([tokens, features], [ranks, _]) = (x.dims(), lora.a.dims());
+        let mut du = vec![0.0; tokens * ranks];
+        for (piece, columns) in self.pieces(lora) {
+            let b = Host::of(piece.b.clone());
+            gemm(
+                &mut du[piece.ranks.start..],
+                ranks,
+                Write::Set,
+                lora.scale,
+                grad.columns(columns.clone()),
+                Mat::new(b.values(), columns.len(), piece.ranks.len()),
+                Threads::All,
+            );
+        }
+        let du = Mat::new(&du, tokens, ranks);
+        if let Some(dx) = dx {
+            add_through(dx, du, lora, [tokens, features]);
+        }
+        lora.trains_a.then(|| {
+            let input = Host::of(lora.dropped(x));
+            let input = Mat::new(input.values(), tokens, features);
+            host_tensor(matmul(1.0, du.t(), input, Threads::All), [ranks, features])
+        })
     }
 
     /// Output columns of each part.
@@ -287,36 +292,45 @@ impl LinearGroup {
             sum.unwrap_or_else(|| x.zeros_like())
         });
         let grads = lora.zip(u).map(|(lora, u)| {
-            let (mut du, mut db) = (Vec::new(), Vec::new());
-            for (piece, columns) in self.pieces(lora) {
-                let g = columns_of(g, columns);
-                du.push(g.clone().matmul(piece.b.clone()).mul_scalar(lora.scale));
-                db.push(
-                    g.transpose()
-                        .matmul(columns_of(u, piece.ranks.clone()))
-                        .mul_scalar(lora.scale),
-                );
+            let pieces = || {
+                let pieces = self.pieces(lora);
+                pieces.map(|(piece, columns)| (piece, columns_of(g, columns)))
+            };
+            let of_piece = |(piece, g): (&PartB, Tensor<2>)| {
+                let u = columns_of(u, piece.ranks.clone());
+                g.transpose().matmul(u).mul_scalar(lora.scale)
+            };
+            let b = pieces().map(of_piece).collect();
+            if dx.is_none() && !lora.trains_a {
+                return GroupGrads { a: None, b };
             }
-            let du = concatenated(du);
-            let input = lora
-                .dropout
-                .as_ref()
-                .map_or_else(|| x.clone(), |d| dropout(x, d));
+            let du = pieces().map(|(piece, g)| g.matmul(piece.b.clone()).mul_scalar(lora.scale));
+            let du = concatenated(du.collect());
             if let Some(dx) = &mut dx {
                 let through = du.clone().matmul(lora.a.clone());
-                let through = lora
-                    .dropout
-                    .as_ref()
-                    .map_or_else(|| through.clone(), |d| dropout(&through, d));
-                *dx = dx.clone() + through;
+                *dx = dx.clone() + lora.dropped(&through);
             }
-            GroupGrads {
-                a: du.transpose().matmul(input),
-                b: db,
-            }
+            let a = lora
+                .trains_a
+                .then(|| du.transpose().matmul(lora.dropped(x)));
+            GroupGrads { a, b }
         });
         (dx, grads)
     }
+}
+
+/// Adds `dU·A`, through the adapter's dropout, to `dx` `[tokens, features]`.
+fn add_through(dx: &mut [f32], du: Mat, lora: &GroupLora, [tokens, features]: [usize; 2]) {
+    let a = Host::of(lora.a.clone());
+    let a = Mat::new(a.values(), lora.a.dims()[0], features);
+    let Some(mask) = &lora.dropout else {
+        return gemm(dx, features, Write::Add, 1.0, du, a, Threads::All);
+    };
+    let through = host_tensor(matmul(1.0, du, a, Threads::All), [tokens, features]);
+    let through = Host::of(dropout(&through, mask));
+    dx.iter_mut()
+        .zip(through.values())
+        .for_each(|(dx, t)| *dx += t);
 }
 
 fn host(part: &FrozenMatrix) -> &super::frozen::HostMatrix {

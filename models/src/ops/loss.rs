@@ -5,7 +5,7 @@ use super::frozen::{FrozenMatrix, backward_into, forward_into};
 use super::gemm::{Mat, Write};
 use super::host::{Host, host_tensor, indices_on, is_cpu};
 use super::simd::{exp_shifted, max, tanh, vectorized};
-use burn::tensor::{Int, Tensor, activation::log_softmax};
+use burn::tensor::{Device, Int, Tensor, activation::log_softmax};
 use rayon::prelude::*;
 
 /// Logits that exist at once: 48 MiB.
@@ -39,11 +39,58 @@ impl Head {
         targets: &[u32],
         weight: f32,
     ) -> (Tensor<1>, Tensor<2>) {
-        if is_cpu(&h.device()) {
-            self.cross_entropy_host(h, targets, weight)
-        } else {
-            self.cross_entropy_composed(h, targets, weight)
+        let (losses, dh) = self.token_losses(h, targets, weight);
+        if !is_cpu(&h.device()) {
+            return (losses.sum(), dh);
         }
+        let losses = Host::of(losses);
+        let sum: f64 = losses.values().iter().copied().map(f64::from).sum();
+        (host_tensor(vec![sum as f32], [1]), dh)
+    }
+
+    /// The cross-entropy of each target `[n]`, and the gradient of `weight` times each
+    /// with respect to its own row of `h`.
+    ///
+    /// A token's loss depends on its row only, so the gradient of any weighted sum of
+    /// losses is this one with its rows weighted: an objective that must see the losses
+    /// before it knows the weights needs no second pass over the vocabulary.
+    pub fn token_losses(
+        &self,
+        h: &Tensor<2>,
+        targets: &[u32],
+        weight: f32,
+    ) -> (Tensor<1>, Tensor<2>) {
+        if is_cpu(&h.device()) {
+            self.token_losses_host(h, targets, weight)
+        } else {
+            self.token_losses_composed(h, targets, weight)
+        }
+    }
+
+    /// The log-probability of each target `[n]`.
+    pub fn log_probs(&self, h: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
+        let vocabulary = self.weight.rows();
+        let parts = self.chunks(h, targets).map(|(h, targets)| {
+            if !is_cpu(&h.device()) {
+                let log_probs = log_softmax(self.logits(&h), 1);
+                return log_probs
+                    .gather(1, column(targets, &h.device()))
+                    .flatten(0, 1);
+            }
+            let mut logits = Host::of(self.weight.forward(&h)).into_values();
+            let log_probs: Vec<f32> = logits
+                .par_chunks_mut(vocabulary)
+                .zip(targets)
+                .map(|(row, &target)| {
+                    vectorized(
+                        #[inline(always)]
+                        || log_prob_row(row, target as usize, self.soft_cap),
+                    )
+                })
+                .collect();
+            host_tensor(log_probs, [targets.len()])
+        });
+        Tensor::cat(parts.collect(), 0)
     }
 
     /// The log-probability of each target and the most probable token in its place.
@@ -51,8 +98,7 @@ impl Head {
         let vocabulary = self.weight.rows();
         let mut scores = Vec::with_capacity(targets.len());
         for (h, targets) in self.chunks(h, targets) {
-            let logits =
-                Host::of(self.logits(&h).to_device(&burn::tensor::Device::flex())).into_values();
+            let logits = Host::of(self.logits(&h).to_device(&Device::flex())).into_values();
             let rows = logits.par_chunks(vocabulary).zip(targets);
             scores.par_extend(rows.map(|(row, &target)| score_row(row, target)));
         }
@@ -85,7 +131,7 @@ impl Head {
         })
     }
 
-    fn cross_entropy_host(
+    fn token_losses_host(
         &self,
         h: &Tensor<2>,
         targets: &[u32],
@@ -96,27 +142,21 @@ impl Head {
         };
         let (features, vocabulary) = (matrix.cols(), matrix.rows());
         let mut dh = vec![0.0; targets.len() * features];
-        let mut total = 0.0f64;
-        let mut done = 0;
+        let mut losses = Vec::with_capacity(targets.len());
         let mut logits = Vec::new();
         for (h, targets) in self.chunks(h, targets) {
-            let rows = targets.len();
+            let (rows, done) = (targets.len(), losses.len());
             let input = Host::of(h);
             logits.resize(rows * vocabulary, 0.0);
             forward_into(matrix, input.values(), rows, &mut logits, vocabulary);
-            total += logits
-                .par_chunks_mut(vocabulary)
-                .zip(targets)
-                .map(|(row, &target)| {
+            losses.par_extend(logits.par_chunks_mut(vocabulary).zip(targets).map(
+                |(row, &target)| {
                     vectorized(
                         #[inline(always)]
                         || loss_row(row, target as usize, weight, self.soft_cap),
                     )
-                })
-                .map(f64::from)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .sum::<f64>();
+                },
+            ));
             let dlogits = Mat::new(&logits, rows, vocabulary);
             backward_into(
                 matrix,
@@ -124,33 +164,31 @@ impl Head {
                 &mut dh[done * features..(done + rows) * features],
                 Write::Set,
             );
-            done += rows;
         }
         (
-            host_tensor(vec![total as f32], [1]),
+            host_tensor(losses, [targets.len()]),
             host_tensor(dh, [targets.len(), features]),
         )
     }
 
-    fn cross_entropy_composed(
+    fn token_losses_composed(
         &self,
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
     ) -> (Tensor<1>, Tensor<2>) {
         let device = h.device();
-        let (mut total, mut dh) = (Tensor::<1>::zeros([1], &device), Vec::new());
+        let (mut losses, mut dh) = (Vec::new(), Vec::new());
         for (h, targets) in self.chunks(h, targets) {
-            let rows = targets.len();
-            let index: Tensor<2, Int> =
-                indices_on(targets.iter().map(|&t| t as i32).collect(), &device).reshape([rows, 1]);
+            let index = column(targets, &device);
             let logits = self.logits(&h);
             let log_probs = log_softmax(logits.clone(), 1);
-            total = total - log_probs.clone().gather(1, index.clone()).sum();
+            let at_targets: Tensor<2> = log_probs.clone().gather(1, index.clone());
+            losses.push(at_targets.neg().flatten(0, 1));
             let one_hot = Tensor::<2>::zeros(logits.dims(), &device).scatter(
                 1,
                 index,
-                Tensor::<2>::ones([rows, 1], &device),
+                Tensor::<2>::ones([targets.len(), 1], &device),
                 burn::tensor::IndexingUpdateOp::Add,
             );
             let mut dlogits = (log_probs.exp() - one_hot).mul_scalar(weight);
@@ -160,8 +198,13 @@ impl Head {
             }
             dh.push(self.weight.backward(&dlogits));
         }
-        (total, Tensor::cat(dh, 0))
+        (Tensor::cat(losses, 0), Tensor::cat(dh, 0))
     }
+}
+
+/// Targets as an index `[n, 1]`.
+fn column(targets: &[u32], device: &Device) -> Tensor<2, Int> {
+    indices_on(targets.iter().map(|&t| t as i32).collect(), device).reshape([targets.len(), 1])
 }
 
 /// Turns one row of logits into the gradient of `weight ·` its loss, and returns the
@@ -189,6 +232,19 @@ fn loss_row(row: &mut [f32], target: usize, weight: f32, soft_cap: Option<f32>) 
         }
     }
     largest + sum.ln() - at_target
+}
+
+/// The log-probability of `target` under one row of logits, which it overwrites.
+#[inline(always)]
+fn log_prob_row(row: &mut [f32], target: usize, soft_cap: Option<f32>) -> f32 {
+    if let Some(cap) = soft_cap {
+        for logit in row.iter_mut() {
+            *logit = cap * tanh(*logit / cap);
+        }
+    }
+    let (largest, at_target) = (max(row), row[target]);
+    // As in `loss_row`, so that equal models agree to the last bit.
+    -(largest + exp_shifted(row, largest).ln() - at_target)
 }
 
 fn score_row(row: &[f32], target: u32) -> TokenScore {

@@ -12,6 +12,7 @@
 mod adamw;
 mod attention;
 mod dropout;
+mod flat;
 mod frozen;
 mod gemm;
 mod glu;
@@ -28,6 +29,7 @@ mod twins;
 pub use adamw::{AdamW, AdamWStep};
 pub use attention::{Attended, AttentionSpec, attention, attention_backward, attention_cached};
 pub use dropout::{Dropout, dropout};
+pub use flat::{combine, pull, sum_of_squares};
 pub use frozen::{FrozenMatrix, HostMatrix, embed};
 pub use glu::{glu, glu_backward};
 pub use host::is_cpu;
