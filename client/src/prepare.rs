@@ -1,26 +1,30 @@
 //! Turns files of rows into a shard: reads them in blocks, tokenizes each block on all cores, and
 //! writes the rows in their order. Memory use does not grow with the files.
 
+mod counts;
+mod files;
+mod labelled;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fedllm_models::template::ChatTemplate;
 use fedllm_models::tokenizer::Tokenizer;
-use rayon::prelude::*;
+use fedllm_shared::{Compat, RowKind};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::readers::{Format, RawRow, ReadError, Record, RowError, RowReader};
+use crate::datasets::{Dataset, DatasetError};
+use crate::readers::{Format, ReadError, RowError, RowReader};
 use crate::shard::{
     RowSink, Shard, ShardBuilder, ShardError, ShardFacts, ShardOrigin, ShardWriter,
 };
-use crate::template::{Template, TemplateError, TemplateName, Tokens};
+use crate::template::{TemplateError, TemplateName};
 
-/// Rows are handed to the cores in blocks of at most this many rows ...
-const BLOCK_ROWS: usize = 1024;
-/// ... and about this many bytes.
-const BLOCK_BYTES: usize = 4 << 20;
+use files::Preparation;
+pub use labelled::{Categories, Labelled, UnitOrigin, prepare_labelled};
 
 /// The part of a model that makes tokens of text.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +38,15 @@ pub struct Vocabulary<'a> {
 /// What to prepare, and how.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Files of rows; their rows follow each other in this order.
+    /// Files of rows; their rows follow each other in this order. With a data set they may be
+    /// directories, and may be left out if the hub's own tools have downloaded it.
     pub files: Vec<PathBuf>,
+    /// The data set that the files belong to, if it is a known one.
+    pub dataset: Option<&'static Dataset>,
+    /// The split of the data set; `None` takes files whole, and of a directory the first split.
+    pub split: Option<String>,
+    /// Whose way to cut preferences is followed.
+    pub compat: Compat,
     /// What the rows are; `None` looks at each file's first row.
     pub format: Option<Format>,
     /// How rows become tokens; `None` chooses by [`TemplateName::default_for`].
@@ -54,6 +65,9 @@ impl PrepareOptions {
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self {
             files,
+            dataset: None,
+            split: None,
+            compat: Compat::Paper,
             format: None,
             template: None,
             max_tokens: Self::DEFAULT_MAX_TOKENS,
@@ -71,7 +85,11 @@ pub struct PrepareReport {
     pub template: TemplateName,
     /// The most tokens of a row.
     pub max_tokens: u32,
-    /// Rows in the shard.
+    /// What the rows are.
+    pub kind: RowKind,
+    /// Examples or pairs in the shard.
+    pub units: u64,
+    /// Rows in the shard, two for each pair.
     pub rows: u64,
     /// Their tokens.
     pub tokens: u64,
@@ -79,7 +97,11 @@ pub struct PrepareReport {
     pub loss_tokens: u64,
     /// Tokens of the longest row.
     pub longest: u64,
-    /// Rows whose end was cut off.
+    /// Tokens of the middle row, by length.
+    pub median: u64,
+    /// Labels of the middle row, by their number.
+    pub median_loss: u64,
+    /// Examples or pairs of which something was cut off.
     pub truncated: u64,
     /// Rows without anything to learn, by reason.
     pub dropped: BTreeMap<&'static str, u64>,
@@ -94,8 +116,10 @@ pub struct PrepareReport {
 pub struct FileReport {
     /// The file.
     pub path: PathBuf,
-    /// What its rows were read as.
-    pub format: Format,
+    /// What its rows were read as: a format, or the name of a data set.
+    pub format: &'static str,
+    /// Its examples or pairs in the shard.
+    pub units: u64,
     /// Its rows in the shard.
     pub rows: u64,
     /// Fields of its first row that are not read.
@@ -109,6 +133,9 @@ pub enum PrepareError {
     /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The files of a data set cannot be found.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
     /// A row cannot be used.
     #[error("{}, {error}", path.display())]
     Row {
@@ -133,6 +160,25 @@ pub enum PrepareError {
         /// Template of the second.
         second: TemplateName,
     },
+    /// One file holds examples, another preferences, and a shard has one kind.
+    #[error(
+        "{} holds {second_kind}, and {} before it holds {first_kind}",
+        second.display(),
+        first.display()
+    )]
+    MixedKinds {
+        /// The first file.
+        first: PathBuf,
+        /// What it holds.
+        first_kind: RowKind,
+        /// The file that holds something else.
+        second: PathBuf,
+        /// What that holds.
+        second_kind: RowKind,
+    },
+    /// No row has the field by which rows were to be told apart.
+    #[error("no row has the field `{0}`")]
+    NoField(String),
     /// All files together have no row to learn.
     #[error("no row is left to learn{0}")]
     NoRows(String),
@@ -143,10 +189,22 @@ pub enum PrepareError {
 
 impl PrepareError {
     /// What the owner of the files can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        if let Self::Dataset(error) = self {
+            return error.hint().map(Cow::from);
+        }
+        self.fixed_hint().map(Cow::from)
+    }
+
+    fn fixed_hint(&self) -> Option<&'static str> {
         match self {
+            Self::Dataset(_) => None,
             Self::Read(error) => error.hint(),
             Self::Row { error, .. } => Some(error.problem.hint()),
+            Self::MixedKinds { .. } => {
+                Some("an owner trains on one kind of rows: prepare a shard of each file")
+            }
+            Self::NoField(_) => Some("name a field of the rows, or `label`, `source` or `owner`"),
             Self::Template(TemplateError::NoChatTemplate) => {
                 Some("use `--template alpaca`, or an instruction-tuned model")
             }
@@ -230,27 +288,46 @@ pub fn prepare_rows(
     sink: &mut dyn RowSink,
     progress: PrepareProgress<'_>,
 ) -> Result<(ShardOrigin, PrepareReport), PrepareError> {
+    prepare(vocabulary, options, &mut Output::new(sink), progress)
+}
+
+/// Where prepared units go.
+struct Output<'a> {
+    sink: &'a mut dyn RowSink,
+    /// Also told where each unit comes from, if somebody wants to know.
+    labels: Option<&'a mut labelled::Labels>,
+}
+
+impl<'a> Output<'a> {
+    fn new(sink: &'a mut dyn RowSink) -> Self {
+        Self { sink, labels: None }
+    }
+}
+
+fn prepare(
+    vocabulary: Vocabulary<'_>,
+    options: &PrepareOptions,
+    output: &mut Output<'_>,
+    progress: PrepareProgress<'_>,
+) -> Result<(ShardOrigin, PrepareReport), PrepareError> {
     let started = Instant::now();
-    let mut preparation = Preparation {
-        vocabulary,
-        options,
-        template: None,
-        counts: Counts::default(),
-    };
+    let mut preparation = Preparation::new(vocabulary, options)?;
+    let paths = located(options)?;
     let mut files = Vec::new();
-    let total = options.files.iter().map(|file| length(file)).sum();
+    let total = paths.iter().map(|file| length(file)).sum();
     let mut before = 0;
-    for file in &options.files {
-        let mut reader = RowReader::open(file)?;
+    for file in &paths {
+        let mut reader = match options.dataset {
+            Some(dataset) => dataset.reader(file)?,
+            None => RowReader::open(file)?,
+        };
         let mut at = |read| progress(before + read, total);
-        files.extend(preparation.file(&mut reader, sink, &mut at)?);
+        files.extend(preparation.file(&mut reader, output, &mut at)?);
         before += reader.bytes();
     }
-    let Preparation {
-        template, counts, ..
-    } = preparation;
+    let (template, counts) = preparation.finish();
     let template = match template {
-        Some(template) if counts.rows > 0 => template,
+        Some(template) if counts.units() > 0 => template,
         _ => return Err(PrepareError::NoRows(counts.reasons())),
     };
     let origin = ShardOrigin {
@@ -262,242 +339,20 @@ pub fn prepare_rows(
     Ok((origin, report))
 }
 
-struct Preparation<'a> {
-    vocabulary: Vocabulary<'a>,
-    options: &'a PrepareOptions,
-    /// Chosen with the first row that can be read.
-    template: Option<Template<'a>>,
-    counts: Counts,
-}
-
-impl<'a> Preparation<'a> {
-    /// Prepares one file; `None` if no row of it could be read.
-    fn file(
-        &mut self,
-        reader: &mut RowReader,
-        sink: &mut dyn RowSink,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Option<FileReport>, PrepareError> {
-        let mut chosen = None;
-        let rows_before = self.counts.rows;
-        loop {
-            let block = next_block(reader)?;
-            if block.is_empty() {
-                break;
-            }
-            if chosen.is_none() {
-                chosen = self.choose(reader.path(), &block)?;
-            }
-            match (&chosen, &self.template) {
-                (Some(chosen), Some(template)) => {
-                    let rows = tokenize(&block, chosen.format, template, self.options.max_tokens);
-                    self.store(reader.path(), rows, sink)?;
-                }
-                // No row of this block could be read, and the user wants to go on.
-                _ => self.count_unreadable(&block),
-            }
-            progress(reader.bytes_read());
-        }
-        Ok(chosen.map(|chosen| FileReport {
-            path: reader.path().to_owned(),
-            format: chosen.format,
-            rows: self.counts.rows - rows_before,
-            ignored: chosen.ignored,
-        }))
+/// The files that the options name: those of a data set are looked for.
+fn located(options: &PrepareOptions) -> Result<Vec<PathBuf>, PrepareError> {
+    let Some(dataset) = options.dataset else {
+        return Ok(options.files.clone());
+    };
+    let split = options.split.as_deref();
+    if options.files.is_empty() {
+        return Ok(dataset.locate(None, split)?);
     }
-
-    /// Chooses the format, and for the first file the template, by the first row that can be read.
-    fn choose(&mut self, path: &Path, block: &[RawRow]) -> Result<Option<Chosen>, PrepareError> {
-        for row in block {
-            match self.look_at(row) {
-                Ok((chosen, record)) => {
-                    self.choose_template(path, chosen.format, record.as_ref())?;
-                    return Ok(Some(chosen));
-                }
-                Err(error) if !self.options.skip_bad_rows => {
-                    return Err(row_error(path, error));
-                }
-                Err(_) => {} // Counted with its block.
-            }
-        }
-        Ok(None)
+    let mut files = Vec::new();
+    for place in &options.files {
+        files.extend(dataset.locate(Some(place), split)?);
     }
-
-    /// The row's format, and what it says unless it says nothing worth learning.
-    fn look_at(&self, row: &RawRow) -> Result<(Chosen, Option<Record>), RowError> {
-        let fields = row.fields()?;
-        let place = row.place();
-        let format = match self.options.format {
-            Some(format) => format,
-            None => Format::detect(&fields).map_err(|problem| RowError { place, problem })?,
-        };
-        let chosen = Chosen {
-            format,
-            ignored: format.ignores(&fields),
-        };
-        match format.record(&fields) {
-            Ok(record) => Ok((chosen, Some(record))),
-            Err(problem) if problem.is_harmless() => Ok((chosen, None)),
-            Err(problem) => Err(RowError { place, problem }),
-        }
-    }
-
-    fn choose_template(
-        &mut self,
-        path: &Path,
-        format: Format,
-        first: Option<&Record>,
-    ) -> Result<(), PrepareError> {
-        let Vocabulary { tokenizer, chat } = self.vocabulary;
-        let name = self
-            .options
-            .template
-            .unwrap_or_else(|| TemplateName::default_for(format, first, chat.is_some()));
-        match &self.template {
-            None => self.template = Some(Template::new(name, tokenizer, chat)?),
-            Some(chosen) if chosen.name() != name => {
-                return Err(PrepareError::MixedTemplates {
-                    path: path.to_owned(),
-                    first: chosen.name(),
-                    second: name,
-                });
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
-    fn store(
-        &mut self,
-        path: &Path,
-        rows: Vec<Result<Tokens, RowError>>,
-        sink: &mut dyn RowSink,
-    ) -> Result<(), PrepareError> {
-        for row in rows {
-            match row {
-                Ok(row) => {
-                    sink.push(&row.ids, &row.loss)?;
-                    self.counts.add(&row);
-                }
-                Err(error) if error.problem.is_harmless() => {
-                    *self
-                        .counts
-                        .dropped
-                        .entry(error.problem.reason())
-                        .or_default() += 1;
-                }
-                Err(error) if self.options.skip_bad_rows => {
-                    *self.counts.bad.entry(error.problem.reason()).or_default() += 1;
-                }
-                Err(error) => return Err(row_error(path, error)),
-            }
-        }
-        Ok(())
-    }
-
-    fn count_unreadable(&mut self, block: &[RawRow]) {
-        for row in block {
-            if let Err(error) = self.look_at(row) {
-                *self.counts.bad.entry(error.problem.reason()).or_default() += 1;
-            }
-        }
-    }
-}
-
-/// What a file's rows are, by its first.
-struct Chosen {
-    format: Format,
-    ignored: Vec<String>,
-}
-
-#[derive(Default)]
-struct Counts {
-    rows: u64,
-    tokens: u64,
-    loss_tokens: u64,
-    longest: u64,
-    truncated: u64,
-    dropped: BTreeMap<&'static str, u64>,
-    bad: BTreeMap<&'static str, u64>,
-}
-
-impl Counts {
-    fn add(&mut self, row: &Tokens) {
-        let tokens = row.ids.len() as u64;
-        self.rows += 1;
-        self.tokens += tokens;
-        self.loss_tokens += row.loss.iter().map(|&mark| u64::from(mark)).sum::<u64>();
-        self.longest = self.longest.max(tokens);
-        self.truncated += u64::from(row.truncated);
-    }
-
-    fn reasons(&self) -> String {
-        let reasons: Vec<String> = self
-            .dropped
-            .iter()
-            .chain(&self.bad)
-            .map(|(reason, count)| format!("{count} × {reason}"))
-            .collect();
-        match reasons.is_empty() {
-            true => String::new(),
-            false => format!(" ({})", reasons.join(", ")),
-        }
-    }
-
-    fn report(
-        self,
-        files: Vec<FileReport>,
-        template: TemplateName,
-        max_tokens: u32,
-        started: Instant,
-    ) -> PrepareReport {
-        PrepareReport {
-            files,
-            template,
-            max_tokens,
-            rows: self.rows,
-            tokens: self.tokens,
-            loss_tokens: self.loss_tokens,
-            longest: self.longest,
-            truncated: self.truncated,
-            dropped: self.dropped,
-            bad: self.bad,
-            seconds: started.elapsed().as_secs_f64(),
-        }
-    }
-}
-
-/// The next rows of the file, as many as make a block; none at its end.
-fn next_block(reader: &mut RowReader) -> Result<Vec<RawRow>, ReadError> {
-    let mut block = Vec::new();
-    let mut bytes = 0;
-    while block.len() < BLOCK_ROWS && bytes < BLOCK_BYTES {
-        let Some(row) = reader.next().transpose()? else {
-            break;
-        };
-        bytes += row.size();
-        block.push(row);
-    }
-    Ok(block)
-}
-
-fn tokenize(
-    block: &[RawRow],
-    format: Format,
-    template: &Template<'_>,
-    max_tokens: u32,
-) -> Vec<Result<Tokens, RowError>> {
-    block
-        .par_iter()
-        .map(|row| {
-            let fields = row.fields()?;
-            let place = row.place();
-            format
-                .record(&fields)
-                .and_then(|record| template.apply(&record, max_tokens as usize))
-                .map_err(|problem| RowError { place, problem })
-        })
-        .collect()
+    Ok(files)
 }
 
 fn row_error(path: &Path, error: RowError) -> PrepareError {

@@ -7,6 +7,8 @@
 //! | `chat` | questions and conversations | as the model's own chat template writes it | every answer, with the token that ends it |
 //! | `plain` | texts; prompts and completions | nothing is added but EOS | the whole text; the completion |
 //!
+//! A preference becomes two rows with the same prompt: see [`Template::apply_pair`].
+//!
 //! **EOS is learned.** OpenFedLLM pads with EOS where the tokenizer has no padding token, and its
 //! collator then masks every EOS, so a model trained by it never learns where to stop. Rows here
 //! are not padded, and the EOS after an answer is a label.
@@ -24,6 +26,7 @@
 //! A row longer than `max_tokens` loses its end. A row whose answer would be lost is not learned.
 
 mod chat;
+mod pair;
 
 use std::fmt;
 use std::ops::Range;
@@ -31,11 +34,12 @@ use std::str::FromStr;
 
 use fedllm_models::template::{ChatTemplate, Message};
 use fedllm_models::tokenizer::Tokenizer;
-use fedllm_shared::Digest;
+use fedllm_shared::{Digest, RowKind};
 use serde::Serialize;
 use thiserror::Error;
 
 use chat::Conversation;
+pub use pair::Pair;
 
 use crate::readers::{Format, Record, RowProblem};
 
@@ -68,17 +72,18 @@ impl TemplateName {
     }
 
     /// The template for rows of this format when nobody chose one: `plain` for texts, and for
-    /// prompts that are complete as they are; for the rest the model's own, or `alpaca` if the
-    /// model has none.
+    /// prompts that are complete as they are; for the rest the model's own, or if the model has
+    /// none, `alpaca`, and `vicuna` for preferences, which may be dialogues.
     pub fn default_for(format: Format, first: Option<&Record>, has_chat_template: bool) -> Self {
         let complete = match first {
             Some(record) => matches!(record, Record::Completion { .. } | Record::Text(_)),
             None => matches!(format, Format::Completion | Format::Text),
         };
-        match (complete, has_chat_template) {
-            (true, _) => Self::Plain,
-            (false, true) => Self::Chat,
-            (false, false) => Self::Alpaca,
+        match format.kind() {
+            _ if complete => Self::Plain,
+            _ if has_chat_template => Self::Chat,
+            RowKind::Examples => Self::Alpaca,
+            RowKind::Preferences => Self::Vicuna,
         }
     }
 }
@@ -111,6 +116,8 @@ pub struct Template<'a> {
     chat: Option<&'a ChatTemplate>,
     /// Ids after which the answer begins; for `alpaca` and `vicuna`.
     response: Vec<u32>,
+    /// What the tokenizer itself puts before a text: BOS or nothing.
+    lead: Vec<u32>,
     eos: u32,
 }
 
@@ -164,6 +171,7 @@ impl<'a> Template<'a> {
             tokenizer,
             chat,
             response,
+            lead: lead(tokenizer)?,
             eos: tokenizer.eos().ok_or(TemplateError::NoEos)?,
         })
     }
@@ -224,6 +232,7 @@ impl<'a> Template<'a> {
             Record::Completion { prompt, completion } => (prompt.as_str(), completion.as_str()),
             Record::Instruction { .. } => return Err(self.cannot_write("an instruction")),
             Record::Conversation { .. } => return Err(self.cannot_write("a conversation")),
+            Record::Preference { .. } => return Err(self.cannot_write(PREFERENCE)),
         };
         let mut ids = self.encode(&format!("{prompt}{text}"), true)?;
         let start = match prompt {
@@ -340,6 +349,21 @@ fn response_ids(tokenizer: &Tokenizer, response: &str) -> Result<Vec<u32>, Templ
     })
 }
 
+/// The ids that the tokenizer puts before the ids of a text.
+fn lead(tokenizer: &Tokenizer) -> Result<Vec<u32>, TemplateError> {
+    let encode = |special| {
+        tokenizer
+            .encode("a", special)
+            .map_err(|error| TemplateError::Tokenizer(error.to_string()))
+    };
+    let (bare, mut special) = (encode(false)?, encode(true)?);
+    let start = special
+        .windows(bare.len())
+        .position(|window| window == bare);
+    special.truncate(start.unwrap_or(0));
+    Ok(special)
+}
+
 /// Question and answer of a row that has one of each.
 fn single_turn(record: &Record, name: TemplateName) -> Result<(String, &str), RowProblem> {
     let refuse = |what| {
@@ -362,8 +386,11 @@ fn single_turn(record: &Record, name: TemplateName) -> Result<(String, &str), Ro
             _ => refuse("a conversation of more than one question and its answer"),
         },
         Record::Text(_) => refuse("a text without a question"),
+        Record::Preference { .. } => refuse(PREFERENCE),
     }
 }
+
+const PREFERENCE: &str = "a preference as one row";
 
 /// Where the last occurrence of `mark` in `ids` ends.
 fn last_match(ids: &[u32], mark: &[u32]) -> Option<usize> {

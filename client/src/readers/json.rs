@@ -1,10 +1,11 @@
-//! JSON arrays and JSON Lines, cut into rows without reading the whole file.
+//! JSON arrays, JSON Lines and objects of rows, cut into rows without reading the whole file.
 //!
 //! The cut follows strings and brackets only; each row is parsed later, by itself, so that a
 //! mistake in one row does not hide the next and rows can be parsed in parallel.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -59,38 +60,9 @@ impl Array {
             Some(_) => return Err(self.error("expected `,` or `]` after a row")),
             None => return Err(self.cut_off()),
         }
-        let place = self.text.place;
-        let body = Body::Json(self.element()?);
+        let row = element(&self.path, &mut self.text)?;
         self.state = State::Between { first: false };
-        Ok(Some(RawRow { place, body }))
-    }
-
-    /// Takes the bytes of the value that begins here.
-    fn element(&mut self) -> Result<Vec<u8>, ReadError> {
-        let start = self.text.place;
-        let mut row = Vec::new();
-        let mut scanner = Scanner::default();
-        loop {
-            let bytes = self.text.peek().map_err(|e| ReadError::io(&self.path, e))?;
-            if bytes.is_empty() {
-                return Err(ReadError::Syntax {
-                    path: self.path.clone(),
-                    place: start,
-                    what: "the file ends inside the row that begins here".to_owned(),
-                });
-            }
-            let length = bytes.len();
-            let end = scanner.end(bytes);
-            self.text
-                .take_into(end.unwrap_or(length), &mut row)
-                .map_err(|e| ReadError::io(&self.path, e))?;
-            if end.is_some() {
-                return Ok(row);
-            }
-            if row.len() > MAX_ROW_BYTES {
-                return Err(too_long(&self.path, start));
-            }
-        }
+        Ok(Some(row))
     }
 
     fn end(&mut self) -> Result<Option<RawRow>, ReadError> {
@@ -125,6 +97,204 @@ impl Iterator for Array {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_row().transpose()
+    }
+}
+
+/// The values of one JSON object: each is a row, or a list of rows, and each row has its name as
+/// [key](RawRow::key).
+pub(super) struct Members {
+    path: PathBuf,
+    text: Text,
+    place: Within,
+}
+
+/// Where [`Members`] stopped.
+enum Within {
+    /// Before `{`.
+    Start,
+    /// After a member, or right after `{` when `first`.
+    Object { first: bool },
+    /// In the list of a member, after a row or right after `[` when `first`.
+    List { key: Arc<str>, first: bool },
+    /// After `}`, or after an error.
+    Done,
+}
+
+impl Members {
+    pub(super) fn new(source: Source) -> Self {
+        Self {
+            path: source.path,
+            text: source.text,
+            place: Within::Start,
+        }
+    }
+
+    fn next_row(&mut self) -> Result<Option<RawRow>, ReadError> {
+        loop {
+            match std::mem::replace(&mut self.place, Within::Done) {
+                Within::Done => return Ok(None),
+                Within::Start => {
+                    self.text.take(1); // `{`: that is how the file was recognised.
+                    self.place = Within::Object { first: true };
+                }
+                Within::Object { first } => {
+                    if !self.separated(first, b'}')? {
+                        return match self.skip_space()? {
+                            None => Ok(None),
+                            Some(_) => Err(self.error("there is more after the end of the object")),
+                        };
+                    }
+                    if let Some(row) = self.member()? {
+                        self.place = Within::Object { first: false };
+                        return Ok(Some(row));
+                    }
+                }
+                Within::List { key, first } => {
+                    if !self.separated(first, b']')? {
+                        self.place = Within::Object { first: false };
+                        continue;
+                    }
+                    let mut row = element(&self.path, &mut self.text)?;
+                    row.key = Some(Arc::clone(&key));
+                    self.place = Within::List { key, first: false };
+                    return Ok(Some(row));
+                }
+            }
+        }
+    }
+
+    /// Takes a member's name and its value, or of a list only the `[`.
+    fn member(&mut self) -> Result<Option<RawRow>, ReadError> {
+        if self.skip_space()? != Some(b'"') {
+            return Err(self.error("expected a name in double quotes"));
+        }
+        let name = element(&self.path, &mut self.text)?;
+        let key = match &name.body {
+            Body::Json(name) => serde_json::from_slice::<String>(name).ok(),
+            _ => None,
+        };
+        let key: Arc<str> = key
+            .ok_or_else(|| self.error("the name before this is no JSON"))?
+            .into();
+        if self.skip_space()? != Some(b':') {
+            return Err(self.error("expected `:` after a name"));
+        }
+        self.text.take(1);
+        if self.skip_space()? == Some(b'[') {
+            self.text.take(1);
+            self.place = Within::List { key, first: true };
+            return Ok(None);
+        }
+        let mut row = element(&self.path, &mut self.text)?;
+        row.key = Some(key);
+        Ok(Some(row))
+    }
+
+    /// Takes the comma before another value, or `close`; whether there is another value.
+    fn separated(&mut self, first: bool, close: u8) -> Result<bool, ReadError> {
+        match self.skip_space()? {
+            Some(byte) if byte == close => {
+                self.text.take(1);
+                Ok(false)
+            }
+            Some(b',') if !first => {
+                self.text.take(1);
+                match self.skip_space()? {
+                    Some(b',' | b']' | b'}') => Err(self.error("a row is missing after the comma")),
+                    _ => Ok(true),
+                }
+            }
+            Some(_) if first => Ok(true),
+            Some(_) => Err(self.error("expected a comma or the end of the list or object")),
+            None => Err(self.error("the file ends inside the object")),
+        }
+    }
+
+    fn skip_space(&mut self) -> Result<Option<u8>, ReadError> {
+        self.text
+            .skip_space()
+            .map_err(|e| ReadError::io(&self.path, e))
+    }
+
+    fn error(&self, what: &str) -> ReadError {
+        ReadError::Syntax {
+            path: self.path.clone(),
+            place: self.text.place,
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl Iterator for Members {
+    type Item = Result<RawRow, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_row().transpose()
+    }
+}
+
+/// JSON values one after the other, on as many lines as they like.
+pub(super) struct Values {
+    path: PathBuf,
+    text: Text,
+    done: bool,
+}
+
+impl Values {
+    pub(super) fn new(source: Source) -> Self {
+        Self {
+            path: source.path,
+            text: source.text,
+            done: false,
+        }
+    }
+
+    fn next_row(&mut self) -> Result<Option<RawRow>, ReadError> {
+        let next = self.text.skip_space();
+        match next.map_err(|e| ReadError::io(&self.path, e))? {
+            None => Ok(None),
+            Some(_) => element(&self.path, &mut self.text).map(Some),
+        }
+    }
+}
+
+impl Iterator for Values {
+    type Item = Result<RawRow, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let row = self.next_row().transpose();
+        self.done = !matches!(row, Some(Ok(_)));
+        row
+    }
+}
+
+/// Takes the value that begins here.
+fn element(path: &Path, text: &mut Text) -> Result<RawRow, ReadError> {
+    let place = text.place;
+    let mut row = Vec::new();
+    let mut scanner = Scanner::default();
+    loop {
+        let bytes = text.peek().map_err(|e| ReadError::io(path, e))?;
+        if bytes.is_empty() {
+            return Err(ReadError::Syntax {
+                path: path.to_owned(),
+                place,
+                what: "the file ends inside the row that begins here".to_owned(),
+            });
+        }
+        let length = bytes.len();
+        let end = scanner.end(bytes);
+        text.take_into(end.unwrap_or(length), &mut row)
+            .map_err(|e| ReadError::io(path, e))?;
+        if end.is_some() {
+            return Ok(RawRow::new(place, Body::Json(row)));
+        }
+        if row.len() > MAX_ROW_BYTES {
+            return Err(too_long(path, place));
+        }
     }
 }
 
@@ -209,7 +379,7 @@ impl Lines {
                 let end = row.trim_ascii_end().len();
                 row.truncate(end);
                 let body = Body::Json(row);
-                return Ok(Some(RawRow { place, body }));
+                return Ok(Some(RawRow::new(place, body)));
             }
             if row.len() > MAX_ROW_BYTES {
                 return Err(too_long(&self.path, place));
@@ -271,7 +441,7 @@ fn without_place(error: &serde_json::Error) -> String {
     }
 }
 
-fn too_long(path: &std::path::Path, place: Place) -> ReadError {
+fn too_long(path: &Path, place: Place) -> ReadError {
     ReadError::Syntax {
         path: path.to_owned(),
         place,

@@ -2,15 +2,18 @@
 //!
 //! A file is a JSON array of objects, JSON Lines, CSV or TSV with a header line, plain text with
 //! blank lines between its rows, or Parquet (feature `parquet`); each may be compressed with gzip
-//! or zstd. Its fields say what the rows are ([`Format`]).
+//! or zstd. Its fields say what the rows are ([`Format`]). A known [`Dataset`](crate::Dataset) says
+//! more about its files than they do themselves ([`ReadAs`]).
 
 mod json;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod preference;
 mod record;
 mod source;
 mod table;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,8 +25,8 @@ use thiserror::Error;
 
 use source::Kind;
 
-pub(crate) use record::is_answer;
-pub use record::{Format, Record, RowProblem};
+pub use record::{Format, Prompt, Record, RowProblem};
+pub(crate) use record::{is_answer, text};
 
 /// The longest row that is read: a file that is not what it seems must not fill the memory.
 const MAX_ROW_BYTES: usize = 64 << 20;
@@ -46,15 +49,25 @@ impl RowReader {
     ///
     /// [`ReadError`] if the file cannot be opened, is empty, or is of no kind that is read here.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ReadError> {
-        let path = path.as_ref();
+        Self::open_as(path.as_ref(), &ReadAs::ITSELF)
+    }
+
+    /// Opens a file of rows of which more is known than it says itself.
+    pub(crate) fn open_as(path: &Path, read_as: &ReadAs) -> Result<Self, ReadError> {
         let source = source::open(path)?;
         let read = Arc::clone(&source.read);
         let bytes = source.bytes;
         let rows: Rows = match source.kind {
             Kind::Array => Box::new(json::Array::new(source)),
-            Kind::Lines => Box::new(json::Lines::new(source)),
-            Kind::Text => Box::new(table::Blocks::new(source)),
-            Kind::Table { delimiter } => Box::new(table::Table::open(source, delimiter)?),
+            Kind::Lines => match read_as.object {
+                // JSON Lines say by their name that they are no other object.
+                _ if source.is_jsonl() => Box::new(json::Lines::new(source)),
+                Object::Row => Box::new(json::Lines::new(source)),
+                Object::LongRow => Box::new(json::Values::new(source)),
+                Object::OfRows => Box::new(json::Members::new(source)),
+            },
+            Kind::Text => Box::new(table::Blocks::new(source, read_as)),
+            Kind::Table { delimiter } => Box::new(table::Table::open(source, delimiter, read_as)?),
             Kind::Parquet => parquet_rows(path, &read, bytes)?,
         };
         Ok(Self {
@@ -98,6 +111,41 @@ impl fmt::Debug for RowReader {
     }
 }
 
+/// What is known of a file's layout before it is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadAs {
+    /// What a JSON object at the file's beginning is.
+    pub(crate) object: Object,
+    /// A table whose first record begins with one of these has no header; its columns are then
+    /// called `0`, `1` and so on.
+    pub(crate) no_header_before: &'static [&'static str],
+    /// In plain text each line is a row.
+    pub(crate) row_per_line: bool,
+    /// Cells and plain text that are no UTF-8 are Latin-1.
+    pub(crate) latin1: bool,
+}
+
+/// What a JSON object at the beginning of a file is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Object {
+    /// A row, on one line.
+    Row,
+    /// A row, on one line or more.
+    LongRow,
+    /// All of the file: its values are rows, or lists of rows.
+    OfRows,
+}
+
+impl ReadAs {
+    /// As the file says itself.
+    pub(crate) const ITSELF: Self = Self {
+        object: Object::Row,
+        no_header_before: &[],
+        row_per_line: false,
+        latin1: false,
+    };
+}
+
 /// Where something lies in a file. Lines and columns count from 1, columns in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -124,6 +172,10 @@ impl fmt::Display for Place {
 pub struct RawRow {
     place: Place,
     body: Body,
+    /// What the file's object calls the row, or the list that holds it.
+    key: Option<Arc<str>>,
+    /// Bytes that are no UTF-8 are Latin-1.
+    latin1: bool,
 }
 
 #[derive(Debug)]
@@ -142,6 +194,20 @@ enum Body {
 }
 
 impl RawRow {
+    fn new(place: Place, body: Body) -> Self {
+        Self {
+            place,
+            body,
+            key: None,
+            latin1: false,
+        }
+    }
+
+    /// What the file calls the row, or the list that holds it; in files that are one object.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// Where the row begins.
     pub fn place(&self) -> Place {
         self.place
@@ -156,9 +222,12 @@ impl RawRow {
         let place = self.place;
         match &self.body {
             Body::Json(bytes) => json::fields(bytes, place),
-            Body::Cells(names, cells) => table::fields(names, cells, place),
+            Body::Cells(names, cells) => table::fields(names, cells, self.latin1, place),
             Body::Text(bytes) => {
-                let text = utf8(bytes, place)?;
+                let text = match self.latin1 {
+                    true => utf8_or_latin1(bytes),
+                    false => utf8(bytes, place)?.into(),
+                };
                 Ok(Map::from_iter([("text".to_owned(), Value::from(text))]))
             }
             #[cfg(feature = "parquet")]
@@ -269,6 +338,14 @@ fn utf8(bytes: &[u8], start: Place) -> Result<&str, RowError> {
             },
         }
     })
+}
+
+/// The text of bytes that are UTF-8 or, failing that, Latin-1, which any bytes can be.
+fn utf8_or_latin1(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::from(text),
+        Err(_) => bytes.iter().map(|&byte| char::from(byte)).collect(),
+    }
 }
 
 /// The place after `bytes` that begin at `start`.

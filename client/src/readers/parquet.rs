@@ -52,14 +52,12 @@ impl Iterator for Rows {
         let share = self.done as f64 / self.total.max(1) as f64;
         let position = (self.bytes as f64 * share) as u64;
         self.read.store(position, Ordering::Relaxed);
-        Some(Ok(RawRow {
-            place: Place {
-                line: self.done,
-                column: 0,
-                offset: 0,
-            },
-            body: Body::Fields(object(&row)),
-        }))
+        let place = Place {
+            line: self.done,
+            column: 0,
+            offset: 0,
+        };
+        Some(Ok(RawRow::new(place, Body::Fields(object(&row)))))
     }
 }
 

@@ -4,11 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use fedllm_models::template::Message;
+use fedllm_shared::{Compat, RowKind};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// One training example as text.
+use super::preference;
+
+/// One training example, or one pair of rival answers, as text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A task, perhaps with the material it is about, and its answer.
@@ -38,6 +41,37 @@ pub enum Record {
     },
     /// A text without an answer in it: all of it is learned.
     Text(String),
+    /// A prompt and two answers, one of which is preferred.
+    Preference {
+        /// What both answer.
+        prompt: Prompt,
+        /// The better answer.
+        chosen: String,
+        /// The other.
+        rejected: String,
+        /// The answers begin with what stands between prompt and answer, and the prompt is written
+        /// as OpenFedLLM writes it; else the template decides both.
+        verbatim: bool,
+    },
+}
+
+impl Record {
+    /// What it becomes in a shard.
+    pub fn kind(&self) -> RowKind {
+        match self {
+            Self::Preference { .. } => RowKind::Preferences,
+            _ => RowKind::Examples,
+        }
+    }
+}
+
+/// What two rival answers answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// One question; for the template `plain` the text before the answers.
+    Text(String),
+    /// A conversation that ends before the assistant's turn.
+    Messages(Vec<Message>),
 }
 
 /// Which fields the rows of a file have.
@@ -56,17 +90,24 @@ pub enum Format {
     Qa,
     /// `text`.
     Text,
+    /// `prompt`, `chosen` and `rejected`: texts or lists of `{"role", "content"}`; such lists may
+    /// be whole conversations, and the prompt missing.
+    Preference,
+    /// `chosen` and `rejected`: whole dialogues of `\n\nHuman:` and `\n\nAssistant:`.
+    Hh,
 }
 
 impl Format {
     /// Every format, in the order in which the documentation lists them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Alpaca,
         Self::Messages,
         Self::ShareGpt,
         Self::Completion,
         Self::Qa,
         Self::Text,
+        Self::Preference,
+        Self::Hh,
     ];
 
     /// Its name on the command line.
@@ -78,6 +119,16 @@ impl Format {
             Self::Completion => "completion",
             Self::Qa => "qa",
             Self::Text => "text",
+            Self::Preference => "preference",
+            Self::Hh => "hh",
+        }
+    }
+
+    /// What rows of this format become in a shard.
+    pub fn kind(self) -> RowKind {
+        match self {
+            Self::Preference | Self::Hh => RowKind::Preferences,
+            _ => RowKind::Examples,
         }
     }
 
@@ -110,6 +161,8 @@ impl Format {
             Self::Completion => &[&["prompt"], &["completion", "response"], &["tools"]],
             Self::Qa => &[&["question"], &["answer"]],
             Self::Text => &[&["text"]],
+            Self::Preference => &[&["prompt"], &["chosen"], &["rejected"]],
+            Self::Hh => &[&["chosen"], &["rejected"]],
         }
     }
 
@@ -117,12 +170,12 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// [`RowProblem::Preference`] for rows of two rival answers, [`RowProblem::UnknownFields`] for
-    /// fields that no format has.
+    /// [`RowProblem::UnknownFields`] for fields that no format has.
     pub fn detect(fields: &Map<String, Value>) -> Result<Self, RowProblem> {
         let has = |name: &str| fields.contains_key(name);
         if has("chosen") && has("rejected") {
-            return Err(RowProblem::Preference);
+            let dialogue = !has("prompt") && preference::is_dialogue(fields.get("chosen"));
+            return Ok(if dialogue { Self::Hh } else { Self::Preference });
         }
         if has("messages") {
             return Ok(Self::Messages);
@@ -157,6 +210,20 @@ impl Format {
     ///
     /// [`RowProblem`] if a field is missing, has the wrong type, or there is nothing to learn.
     pub fn record(self, fields: &Map<String, Value>) -> Result<Record, RowProblem> {
+        self.record_as(fields, Compat::Paper)
+    }
+
+    /// Reads a row of this format as OpenFedLLM would, if that is wanted: it cuts preferences into
+    /// prompt and answers in its own way, and drops none.
+    ///
+    /// # Errors
+    ///
+    /// [`RowProblem`], as [`record`](Self::record).
+    pub fn record_as(
+        self,
+        fields: &Map<String, Value>,
+        compat: Compat,
+    ) -> Result<Record, RowProblem> {
         match self {
             Self::Alpaca => Ok(Record::Instruction {
                 instruction: text(fields, "instruction")?,
@@ -187,6 +254,8 @@ impl Format {
                 conversation(fields, list(fields, field)?, &[], field, &SHAREGPT_KEYS)
             }
             Self::Completion => completion(fields),
+            Self::Preference => preference::pair(fields, compat),
+            Self::Hh => preference::dialogues(fields, compat),
         }
     }
 }
@@ -266,9 +335,18 @@ pub enum RowProblem {
         /// The fields' names.
         found: String,
     },
-    /// It holds a preferred and a rejected answer.
-    #[error("these are preferences (`chosen` and `rejected`), not answers to learn")]
-    Preference,
+    /// Its two answers are the same.
+    #[error("both answers are the same, so neither can be preferred")]
+    SameAnswers,
+    /// Its two conversations differ in what is asked.
+    #[error("`chosen` and `rejected` part before an answer of the assistant")]
+    NoSharedPrompt,
+    /// A text is no dialogue as HH-RLHF writes it.
+    #[error("the field `{field}` does not begin with `Human:` or `Assistant:` after a blank line")]
+    NotADialogue {
+        /// The field.
+        field: &'static str,
+    },
     /// It lacks a field.
     #[error("the field `{field}` is missing; the row has {found}")]
     MissingField {
@@ -302,6 +380,18 @@ pub enum RowProblem {
     /// A conversation without an answer.
     #[error("no turn of the assistant says anything, so there is nothing to learn")]
     NoAnswer,
+    /// An earlier row of the data set has the same instruction.
+    #[error("an earlier row asks the same")]
+    Duplicate,
+    /// It belongs to another split of its data set.
+    #[error("the row is of another split")]
+    OtherSplit,
+    /// A class is none that the data set has.
+    #[error("the field `{field}` holds no class of this data set")]
+    UnknownLabel {
+        /// The field.
+        field: &'static str,
+    },
     /// The template cannot write this kind of row.
     #[error("the template `{template}` cannot write {what}")]
     NotForTemplate {
@@ -335,7 +425,12 @@ impl RowProblem {
             Self::NotUtf8 { .. } | Self::CellNotUtf8 { .. } => "not UTF-8",
             Self::Cells { .. } => "wrong number of cells",
             Self::UnknownFields { .. } => "unknown fields",
-            Self::Preference => "preferences",
+            Self::SameAnswers => "equal answers",
+            Self::NoSharedPrompt => "no shared prompt",
+            Self::NotADialogue { .. } => "no dialogue",
+            Self::Duplicate => "duplicate",
+            Self::OtherSplit => "of another split",
+            Self::UnknownLabel { .. } => "unknown class",
             Self::MissingField { .. } => "missing field",
             Self::WrongType { .. } => "wrong type",
             Self::UnknownRole { .. } => "unknown role",
@@ -353,7 +448,13 @@ impl RowProblem {
     pub fn is_harmless(&self) -> bool {
         matches!(
             self,
-            Self::Empty { .. } | Self::NoAnswer | Self::PromptTooLong { .. }
+            Self::Empty { .. }
+                | Self::NoAnswer
+                | Self::PromptTooLong { .. }
+                | Self::SameAnswers
+                | Self::NoSharedPrompt
+                | Self::Duplicate
+                | Self::OtherSplit
         )
     }
 
@@ -372,11 +473,7 @@ impl RowProblem {
             }
             Self::UnknownFields { .. } => {
                 "rows need instruction+output, messages, conversations, prompt+completion, \
-                 question+answer or text; rename the fields"
-            }
-            Self::Preference => {
-                "training on preferences needs another objective; `--format` with `messages` or \
-                 `completion` reads such rows if they also have those fields"
+                 question+answer, text or prompt+chosen+rejected; rename the fields"
             }
             Self::NotForTemplate { .. } => "choose another with `--template`",
             Self::ChatTemplate(_) => "choose another template, for example `--template alpaca`",
@@ -427,12 +524,7 @@ fn conversation(
     field: &'static str,
     keys: &TurnKeys,
 ) -> Result<Record, RowProblem> {
-    let messages = before
-        .iter()
-        .chain(turns)
-        .enumerate()
-        .map(|(i, turn)| message(turn, i + 1, field, keys))
-        .collect::<Result<Vec<_>, _>>()?;
+    let messages = all_messages(before.iter().chain(turns), field, keys)?;
     let learn_from = before.len();
     if !messages[learn_from..].iter().any(is_answer) {
         return Err(RowProblem::NoAnswer);
@@ -445,6 +537,22 @@ fn conversation(
             .filter(|tools| !tools.is_null())
             .cloned(),
     })
+}
+
+/// A list of `{"role", "content"}`.
+pub(super) fn messages(turns: &[Value], field: &'static str) -> Result<Vec<Message>, RowProblem> {
+    all_messages(turns.iter(), field, &ROLE_KEYS)
+}
+
+fn all_messages<'a>(
+    turns: impl Iterator<Item = &'a Value>,
+    field: &'static str,
+    keys: &TurnKeys,
+) -> Result<Vec<Message>, RowProblem> {
+    turns
+        .enumerate()
+        .map(|(i, turn)| message(turn, i + 1, field, keys))
+        .collect()
 }
 
 fn message(
@@ -511,7 +619,8 @@ fn answer(fields: &Map<String, Value>, names: &[&'static str]) -> Result<String,
     }
 }
 
-fn text(fields: &Map<String, Value>, field: &'static str) -> Result<String, RowProblem> {
+/// The text in this field.
+pub(crate) fn text(fields: &Map<String, Value>, field: &'static str) -> Result<String, RowProblem> {
     match fields.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Err(RowProblem::WrongType {

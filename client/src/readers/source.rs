@@ -37,6 +37,13 @@ pub(super) struct Source {
     pub(super) read: Arc<AtomicU64>,
 }
 
+impl Source {
+    /// Whether the file's name says that it holds JSON Lines.
+    pub(super) fn is_jsonl(&self) -> bool {
+        matches!(extension(&self.path).as_deref(), Some("jsonl" | "ndjson"))
+    }
+}
+
 /// Bytes that know where they are.
 pub(super) struct Text {
     reader: Box<dyn BufRead + Send>,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::source::{Source, Text};
-use super::{Body, MAX_ROW_BYTES, Place, RawRow, ReadError, RowError, RowProblem};
+use super::{Body, MAX_ROW_BYTES, Place, RawRow, ReadAs, ReadError, RowError, RowProblem};
 
-/// The records of a table; the first names its columns.
+/// The records of a table; the first names its columns, unless the table has no header.
 pub(super) struct Table {
     path: PathBuf,
     reader: csv::Reader<Box<dyn BufRead + Send>>,
@@ -19,10 +19,15 @@ pub(super) struct Table {
     /// Whether records end in CR LF. The parser then takes the LF with the next record, so the
     /// places that it tells are one line and one byte too early.
     crlf: bool,
+    latin1: bool,
 }
 
 impl Table {
-    pub(super) fn open(mut source: Source, delimiter: u8) -> Result<Self, ReadError> {
+    pub(super) fn open(
+        mut source: Source,
+        delimiter: u8,
+        read_as: &ReadAs,
+    ) -> Result<Self, ReadError> {
         let base = source.text.place.offset;
         let mut header = Vec::new();
         line(&mut source.text, &mut header).map_err(|e| ReadError::io(&source.path, e))?;
@@ -31,26 +36,51 @@ impl Table {
             Box::new(Cursor::new(header).chain(source.text.into_reader()));
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
+            .has_headers(false)
             .from_reader(reader);
-        let header = reader
+        // The first record, which stays to be read.
+        let first = reader
             .byte_headers()
             .map_err(|error| frame_error(&source.path, error))?;
-        let names = header
-            .iter()
-            .map(|name| Ok(std::str::from_utf8(name)?.trim().to_owned()))
-            .collect::<Result<Vec<String>, std::str::Utf8Error>>()
-            .map_err(|_| ReadError::NotRows {
-                path: source.path.clone(),
-                found: "its header line is not UTF-8".to_owned(),
-            })?;
+        let names = match is_header(first, read_as.no_header_before) {
+            false => (0..first.len()).map(|i| i.to_string()).collect(),
+            true => {
+                let names = names(first, read_as.latin1).ok_or_else(|| ReadError::NotRows {
+                    path: source.path.clone(),
+                    found: "its header line is not UTF-8".to_owned(),
+                })?;
+                let mut skipped = csv::ByteRecord::new();
+                reader
+                    .read_byte_record(&mut skipped)
+                    .map_err(|error| frame_error(&source.path, error))?;
+                names
+            }
+        };
         Ok(Self {
             path: source.path,
             reader,
             names: Arc::new(names),
             base,
             crlf,
+            latin1: read_as.latin1,
         })
     }
+}
+
+/// Whether a table's first record names its columns.
+fn is_header(first: &csv::ByteRecord, values: &[&str]) -> bool {
+    let cell = first.get(0).unwrap_or_default().trim_ascii();
+    !values
+        .iter()
+        .any(|value| cell.eq_ignore_ascii_case(value.as_bytes()))
+}
+
+fn names(header: &csv::ByteRecord, latin1: bool) -> Option<Vec<String>> {
+    let name = |cell| match latin1 {
+        true => Some(super::utf8_or_latin1(cell).trim().to_owned()),
+        false => Some(std::str::from_utf8(cell).ok()?.trim().to_owned()),
+    };
+    header.iter().map(name).collect()
 }
 
 impl Iterator for Table {
@@ -79,7 +109,9 @@ impl Iterator for Table {
                 _ => return Some(Err(frame_error(&self.path, error))),
             },
         };
-        Some(Ok(RawRow { place, body }))
+        let mut row = RawRow::new(place, body);
+        row.latin1 = self.latin1;
+        Some(Ok(row))
     }
 }
 
@@ -87,10 +119,15 @@ impl Iterator for Table {
 pub(super) fn fields(
     names: &[String],
     cells: &csv::ByteRecord,
+    latin1: bool,
     place: Place,
 ) -> Result<Map<String, Value>, RowError> {
     let mut fields = Map::new();
     for (name, cell) in names.iter().zip(cells) {
+        if latin1 {
+            fields.insert(name.clone(), Value::from(super::utf8_or_latin1(cell)));
+            continue;
+        }
         let text = std::str::from_utf8(cell).map_err(|error| RowError {
             place,
             problem: RowProblem::CellNotUtf8 {
@@ -109,18 +146,22 @@ fn frame_error(path: &std::path::Path, error: csv::Error) -> ReadError {
     ReadError::io(path, io::Error::other(error))
 }
 
-/// Blocks of a text between blank lines: each is a row.
+/// Blocks of a text between blank lines, or its lines: each is a row.
 pub(super) struct Blocks {
     path: PathBuf,
     text: Text,
+    row_per_line: bool,
+    latin1: bool,
     done: bool,
 }
 
 impl Blocks {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: Source, read_as: &ReadAs) -> Self {
         Self {
             path: source.path,
             text: source.text,
+            row_per_line: read_as.row_per_line,
+            latin1: read_as.latin1,
             done: false,
         }
     }
@@ -135,10 +176,11 @@ impl Blocks {
             let start = block.len();
             let more = line(&mut self.text, &mut block)?;
             let blank = block[start..].trim_ascii().is_empty();
-            if blank || !more {
+            if blank || !more || self.row_per_line {
                 block.truncate(block.trim_ascii_end().len());
-                let body = Body::Text(block);
-                return Ok(Some(Ok(RawRow { place, body })));
+                let mut row = RawRow::new(place, Body::Text(block));
+                row.latin1 = self.latin1;
+                return Ok(Some(Ok(row)));
             }
             if block.len() > MAX_ROW_BYTES {
                 return Ok(Some(Err(place)));

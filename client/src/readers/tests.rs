@@ -373,7 +373,17 @@ fn unusable_rows_say_why_and_show_no_text() {
         ),
         (
             json!({"prompt": "secret", "chosen": "secret", "rejected": "secret"}),
-            "these are preferences (`chosen` and `rejected`), not answers to learn",
+            "both answers are the same, so neither can be preferred",
+            true,
+        ),
+        (
+            json!({"chosen": "secret", "rejected": "secret too"}),
+            "the field `prompt` is missing; the row has `chosen`, `rejected`",
+            false,
+        ),
+        (
+            json!({"chosen": "\n\nHuman: secret\n\nAssistant: a", "rejected": "secret"}),
+            "the field `rejected` does not begin with `Human:` or `Assistant:` after a blank line",
             false,
         ),
         (

@@ -1,11 +1,14 @@
 //! Which rows make up each step's batch.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_chacha::rand_core::SeedableRng;
 
-/// Hands out the rows of a shard in batches, epoch after epoch, without end.
+use super::sample::shuffle;
+
+/// Hands out the units of a shard in batches, epoch after epoch, without end.
 ///
-/// Rows are numbered in file order, or in an order shuffled anew for each epoch: a Fisher-Yates
+/// The units of a shard of examples are its rows; of preferences, its pairs, whose rows
+/// [`Shard::rows_of`](super::Shard::rows_of) tells. Here both are called rows. They are numbered in file order, or in an order shuffled anew for each epoch: a Fisher-Yates
 /// shuffle by ChaCha8, seeded with the seed and the epoch only, so that the same seed gives the
 /// same batches on every machine. A batch that reaches the end of an epoch goes on with the next
 /// one, so every batch has the same size. Without rows there are no batches.
@@ -53,9 +56,7 @@ impl Batcher {
         self.order.clear();
         self.order.extend(0..self.rows as u32);
         let mut rng = epoch_rng(self.seed, self.epoch);
-        for i in (1..self.order.len()).rev() {
-            self.order.swap(i, below(&mut rng, i as u64 + 1) as usize);
-        }
+        shuffle(&mut self.order, &mut rng);
     }
 
     fn next_row(&mut self) -> usize {
@@ -85,16 +86,6 @@ fn epoch_rng(seed: u64, epoch: u64) -> ChaCha8Rng {
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());
     ChaCha8Rng::from_seed(key)
-}
-
-/// A number below `bound`, each equally likely (Lemire 2019, arXiv 1805.10941).
-fn below(rng: &mut impl Rng, bound: u64) -> u64 {
-    loop {
-        let product = u128::from(rng.next_u64()) * u128::from(bound);
-        if product as u64 >= bound.wrapping_neg() % bound {
-            return (product >> 64) as u64;
-        }
-    }
 }
 
 #[cfg(test)]

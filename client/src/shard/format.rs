@@ -3,24 +3,27 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 192 | header: magic, version, [`ShardFacts`], blake3 of the header itself |
+//! | 192 | header: magic, version, kind of rows, [`ShardFacts`], blake3 of the header itself |
 //! | 4 × tokens | token ids of all rows, one row after the other |
 //! | tokens | 1 where the token is a label, else 0 |
 //! | 8 × (rows + 1) | row index: where each row starts, counted in tokens, and the end |
+//!
+//! In a shard of preferences row 2k is the chosen answer of pair k and row 2k + 1 the rejected one,
+//! each with the prompt in front.
 //!
 //! A label costs a byte and a token four, which is more than bits and `u16` would need: a row is
 //! then two slices of the map, and nothing has to be unpacked while a model trains.
 
 use std::ops::Range;
 
-use fedllm_shared::Digest;
+use fedllm_shared::{Digest, RowKind};
 use serde::Serialize;
 
 /// The first bytes of every shard.
 pub(super) const MAGIC: [u8; 8] = *b"fedshard";
 
 /// The layout that this program writes, and the only one that it reads.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Length of the header.
 pub(super) const HEADER_BYTES: usize = 192;
@@ -37,6 +40,8 @@ const _: () = assert!(
 /// What a shard's header says: everything about the rows except the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ShardFacts {
+    /// What the rows are.
+    pub kind: RowKind,
     /// Fingerprint of the tokenizer that made the ids.
     pub tokenizer: Digest,
     /// Digest of the template that turned texts into tokens and labels.
@@ -51,7 +56,8 @@ pub struct ShardFacts {
     pub ids_below: u32,
     /// The most tokens that a row may have.
     pub max_tokens: u32,
-    /// blake3 of everything after the header.
+    /// blake3 of the kind and everything after the header; of a
+    /// [subset](super::Shard::subset), of the whole shard's and the units that were chosen.
     pub content: Digest,
 }
 
@@ -97,6 +103,7 @@ pub(super) fn encode(facts: &ShardFacts) -> [u8; HEADER_BYTES] {
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &MAGIC);
     put(8, &VERSION.to_le_bytes());
+    put(12, &code(facts.kind).to_le_bytes());
     put(16, &facts.tokenizer.0);
     put(48, &facts.template.0);
     put(80, &facts.rows.to_le_bytes());
@@ -122,7 +129,13 @@ pub(super) fn decode(header: &[u8; HEADER_BYTES]) -> Result<ShardFacts, BadHeade
     if Digest::of(&header[..SEAL.start]).0 != header[SEAL] {
         return Err(BadHeader::Damaged);
     }
+    let kind = match u32::from_le_bytes(array(header, 12)) {
+        EXAMPLES => RowKind::Examples,
+        PREFERENCES => RowKind::Preferences,
+        _ => return Err(BadHeader::Damaged),
+    };
     Ok(ShardFacts {
+        kind,
         tokenizer: Digest(array(header, 16)),
         template: Digest(array(header, 48)),
         rows: u64::from_le_bytes(array(header, 80)),
@@ -132,6 +145,23 @@ pub(super) fn decode(header: &[u8; HEADER_BYTES]) -> Result<ShardFacts, BadHeade
         max_tokens: u32::from_le_bytes(array(header, 108)),
         content: Digest(array(header, 112)),
     })
+}
+
+const EXAMPLES: u32 = 0;
+const PREFERENCES: u32 = 1;
+
+fn code(kind: RowKind) -> u32 {
+    match kind {
+        RowKind::Examples => EXAMPLES,
+        RowKind::Preferences => PREFERENCES,
+    }
+}
+
+/// A hasher of a shard's content that has seen the kind of its rows.
+pub(super) fn content_hasher(kind: RowKind) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&code(kind).to_le_bytes());
+    hasher
 }
 
 fn section(start: usize, bytes: usize) -> Option<Range<usize>> {
@@ -148,6 +178,7 @@ mod tests {
 
     pub(super) fn facts() -> ShardFacts {
         ShardFacts {
+            kind: RowKind::Preferences,
             tokenizer: Digest([1; 32]),
             template: Digest([2; 32]),
             rows: 3,
@@ -167,8 +198,8 @@ mod tests {
             header[..16],
             [
                 b'f', b'e', b'd', b's', b'h', b'a', b'r', b'd', // magic
-                1, 0, 0, 0, // version
-                0, 0, 0, 0, // reserved
+                2, 0, 0, 0, // version
+                1, 0, 0, 0, // kind: preferences
             ]
         );
         assert_eq!(

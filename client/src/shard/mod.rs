@@ -2,9 +2,14 @@
 //!
 //! `prepare` writes it once; after that no text is read again. The header names the tokenizer and
 //! the template that made it (as digests) and holds no text.
+//!
+//! A shard holds examples or preferences. What is drawn, counted and dealt out to owners is a
+//! *unit*: an example is one row, a preference is two.
 
 mod batcher;
 mod format;
+mod sample;
+mod store;
 mod writer;
 
 use std::fs;
@@ -13,21 +18,23 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fedllm_models::MappedBytes;
-use fedllm_shared::Digest;
+use fedllm_shared::{Digest, RowKind};
 use thiserror::Error;
 
-use format::{BadHeader, HEADER_BYTES, Sections};
+use store::Store;
 
 pub use batcher::Batcher;
 pub use format::ShardFacts;
+pub use sample::sample_units;
 pub use writer::{RowSink, ShardBuilder, ShardOrigin, ShardWriter};
 
-/// One owner's rows, ready to train on. Cheap to clone; clones share the rows.
+/// One owner's rows, ready to train on. Cheap to clone; clones and subsets share the rows.
 #[derive(Clone, Debug)]
 pub struct Shard {
     facts: ShardFacts,
     store: Arc<Store>,
+    /// The units of the store that this shard shows, if not all in order.
+    chosen: Option<Arc<[u32]>>,
 }
 
 /// One row of a [`Shard`]: views into it.
@@ -90,6 +97,14 @@ pub enum ShardError {
         /// The shard's.
         found: Digest,
     },
+    /// Examples and preferences were offered to one shard.
+    #[error("a shard of {shard} cannot hold {offered}")]
+    MixedKinds {
+        /// What the shard holds.
+        shard: RowKind,
+        /// What was offered.
+        offered: RowKind,
+    },
     /// A caller offered a row that cannot be stored.
     #[error("a row cannot be stored: {0}")]
     Row(&'static str),
@@ -110,6 +125,9 @@ impl ShardError {
             }
             Self::Tokenizer { .. } => {
                 Some("prepare the shard again with `--model` set to the model that will train")
+            }
+            Self::MixedKinds { .. } => {
+                Some("an owner trains on one kind of rows: prepare a shard of each")
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space, or write the shard to another disk with `--out`")
@@ -138,20 +156,7 @@ impl Shard {
     ///
     /// [`ShardError`] if it cannot be read, is no shard, has another layout, or is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ShardError> {
-        let path = path.as_ref();
-        let bytes = MappedBytes::open(path).map_err(|e| ShardError::io(path, e))?;
-        let facts = header(&bytes, path)?;
-        let sections = sections(&facts, bytes.len(), path)?;
-        let shard = Self {
-            facts,
-            store: Arc::new(Store::Mapped {
-                path: path.to_owned(),
-                bytes,
-                sections,
-            }),
-        };
-        shard.check_index()?;
-        Ok(shard)
+        Store::open(path.as_ref()).map(Self::whole)
     }
 
     /// Whether the file at `path` begins like a shard.
@@ -169,22 +174,8 @@ impl Shard {
     /// # Errors
     ///
     /// [`ShardError::Damaged`] if a byte differs from what was written, or a number is impossible.
-    pub fn verify(&self, mut progress: impl FnMut(u64, u64)) -> Result<(), ShardError> {
-        let Store::Mapped { bytes, .. } = &*self.store else {
-            return Ok(());
-        };
-        let content = &bytes[HEADER_BYTES..];
-        let mut hasher = blake3::Hasher::new();
-        let mut done = 0;
-        for block in content.chunks(1 << 20) {
-            hasher.update(block);
-            done += block.len() as u64;
-            progress(done, content.len() as u64);
-        }
-        if hasher.finalize() != blake3::Hash::from_bytes(self.facts.content.0) {
-            return Err(self.damaged("its content does not match its digest"));
-        }
-        self.check_values()
+    pub fn verify(&self, progress: impl FnMut(u64, u64)) -> Result<(), ShardError> {
+        self.store.verify(progress)
     }
 
     /// Refuses a shard that another tokenizer made.
@@ -205,22 +196,76 @@ impl Shard {
         &self.facts
     }
 
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.index().len() - 1
+    /// What the rows are.
+    pub fn kind(&self) -> RowKind {
+        self.facts.kind
     }
 
-    /// Row `i`.
+    /// Number of rows, two for each preference.
+    pub fn rows(&self) -> usize {
+        self.facts.rows as usize // An index of so many rows is in memory.
+    }
+
+    /// Row `i`. Of preferences row 2k is the chosen answer of pair k, row 2k + 1 the rejected one.
     ///
     /// # Panics
     ///
     /// Panics if `i` is not below [`rows`](Self::rows).
     pub fn row(&self, i: usize) -> Row<'_> {
-        let index = self.index();
-        let range = index[i] as usize..index[i + 1] as usize;
-        Row {
-            ids: &self.ids()[range.clone()],
-            loss: &self.loss()[range],
+        let per_unit = rows_per_unit(self.kind());
+        match &self.chosen {
+            None => self.store.row(i),
+            Some(chosen) => {
+                let unit = chosen[i / per_unit] as usize;
+                self.store.row(unit * per_unit + i % per_unit)
+            }
+        }
+    }
+
+    /// Number of units: examples or pairs.
+    pub fn units(&self) -> usize {
+        self.rows() / rows_per_unit(self.kind())
+    }
+
+    /// The rows of a unit: one of an example; the chosen and the rejected one of a pair.
+    pub fn rows_of(&self, unit: usize) -> Range<usize> {
+        let per_unit = rows_per_unit(self.kind());
+        unit * per_unit..(unit + 1) * per_unit
+    }
+
+    /// A shard of some of the units, in this order; a unit may come twice.
+    ///
+    /// The rows stay where they are and are shared, so that hundreds of virtual owners can be
+    /// views of one shard. What a subset [`verify`](Self::verify)s is the whole.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a unit is not below [`units`](Self::units).
+    #[must_use]
+    pub fn subset(&self, units: &[u32]) -> Self {
+        let chosen: Arc<[u32]> = match &self.chosen {
+            None => units.into(),
+            Some(chosen) => units.iter().map(|&unit| chosen[unit as usize]).collect(),
+        };
+        let rows = (0..units.len())
+            .flat_map(|i| self.rows_of(units[i] as usize))
+            .map(|row| self.row(row));
+        let mut facts = ShardFacts {
+            rows: 0,
+            tokens: 0,
+            loss_tokens: 0,
+            content: subset_digest(self.facts.content, units),
+            ..self.facts
+        };
+        for row in rows {
+            facts.rows += 1;
+            facts.tokens += row.ids.len() as u64;
+            facts.loss_tokens += row.loss_tokens();
+        }
+        Self {
+            facts,
+            store: Arc::clone(&self.store),
+            chosen: Some(chosen),
         }
     }
 
@@ -244,130 +289,37 @@ impl Shard {
         self.facts.template
     }
 
-    /// A shard whose sections lie in memory; the caller has checked them.
-    fn in_memory(facts: ShardFacts, ids: Vec<u32>, loss: Vec<u8>, index: Vec<u64>) -> Self {
+    fn whole(store: Store) -> Self {
         Self {
-            facts,
-            store: Arc::new(Store::Memory { ids, loss, index }),
+            facts: *store.facts(),
+            store: Arc::new(store),
+            chosen: None,
         }
-    }
-
-    fn ids(&self) -> &[u32] {
-        match &*self.store {
-            Store::Mapped {
-                bytes, sections, ..
-            } => numbers(bytes, &sections.ids),
-            Store::Memory { ids, .. } => ids,
-        }
-    }
-
-    fn loss(&self) -> &[u8] {
-        match &*self.store {
-            Store::Mapped {
-                bytes, sections, ..
-            } => &bytes[sections.loss.clone()],
-            Store::Memory { loss, .. } => loss,
-        }
-    }
-
-    fn index(&self) -> &[u64] {
-        match &*self.store {
-            Store::Mapped {
-                bytes, sections, ..
-            } => numbers(bytes, &sections.index),
-            Store::Memory { index, .. } => index,
-        }
-    }
-
-    /// Rows must follow each other, none empty, from the first token to the last.
-    fn check_index(&self) -> Result<(), ShardError> {
-        let index = self.index();
-        let whole = index.first() == Some(&0) && index.last() == Some(&self.facts.tokens);
-        if !whole || index.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(self.damaged("its row index is impossible"));
-        }
-        Ok(())
-    }
-
-    fn check_values(&self) -> Result<(), ShardError> {
-        if self.ids().iter().any(|&id| id >= self.facts.ids_below) {
-            return Err(self.damaged("it has a token id that its header excludes"));
-        }
-        let labels: u64 = self.loss().iter().map(|&mark| u64::from(mark)).sum();
-        if labels != self.facts.loss_tokens || self.loss().iter().any(|&mark| mark > 1) {
-            return Err(self.damaged("its label marks do not add up"));
-        }
-        Ok(())
-    }
-
-    fn damaged(&self, what: &'static str) -> ShardError {
-        let path = match &*self.store {
-            Store::Mapped { path, .. } => path.clone(),
-            Store::Memory { .. } => PathBuf::from("(in memory)"),
-        };
-        ShardError::Damaged { path, what }
     }
 }
 
-#[derive(Debug)]
-enum Store {
-    Mapped {
-        path: PathBuf,
-        bytes: MappedBytes,
-        sections: Sections,
-    },
-    Memory {
-        ids: Vec<u32>,
-        loss: Vec<u8>,
-        index: Vec<u64>,
-    },
-}
-
-fn header(bytes: &[u8], path: &Path) -> Result<ShardFacts, ShardError> {
-    let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
-        if !bytes.starts_with(&format::MAGIC) {
-            return Err(ShardError::NotAShard(path.to_owned()));
-        }
-        return Err(ShardError::Length {
-            path: path.to_owned(),
-            expected: HEADER_BYTES as u64,
-            found: bytes.len() as u64,
-        });
-    };
-    format::decode(header).map_err(|bad| match bad {
-        BadHeader::NotAShard => ShardError::NotAShard(path.to_owned()),
-        BadHeader::Version(found) => ShardError::Version {
-            path: path.to_owned(),
-            found,
-            supported: format::VERSION,
-        },
-        BadHeader::Damaged => ShardError::Damaged {
-            path: path.to_owned(),
-            what: "its header does not match its digest",
-        },
-    })
-}
-
-fn sections(facts: &ShardFacts, found: usize, path: &Path) -> Result<Sections, ShardError> {
-    let Some(sections) = Sections::of(facts.rows, facts.tokens) else {
-        return Err(ShardError::Damaged {
-            path: path.to_owned(),
-            what: "its header counts more rows than this machine can address",
-        });
-    };
-    if sections.index.end != found {
-        return Err(ShardError::Length {
-            path: path.to_owned(),
-            expected: sections.index.end as u64,
-            found: found as u64,
-        });
+impl Row<'_> {
+    /// Number of tokens that are labels.
+    pub fn loss_tokens(&self) -> u64 {
+        self.loss.iter().map(|&mark| u64::from(mark)).sum()
     }
-    Ok(sections)
 }
 
-/// A section as numbers. Maps begin at a page and sections at a multiple of eight, so this holds.
-fn numbers<'a, T: bytemuck::AnyBitPattern>(bytes: &'a [u8], section: &Range<usize>) -> &'a [T] {
-    bytemuck::cast_slice(&bytes[section.clone()])
+fn rows_per_unit(kind: RowKind) -> usize {
+    match kind {
+        RowKind::Examples => 1,
+        RowKind::Preferences => 2,
+    }
+}
+
+fn subset_digest(whole: Digest, units: &[u32]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"fedllm subset of a shard");
+    hasher.update(&whole.0);
+    for unit in units {
+        hasher.update(&unit.to_le_bytes());
+    }
+    Digest(*hasher.finalize().as_bytes())
 }
 
 #[cfg(test)]

@@ -91,6 +91,173 @@ fn impossible_rows_are_refused() {
     }
 }
 
+const PAIRS: [[&[u32]; 2]; 3] = [
+    [&[1, 2, 3], &[1, 2, 4, 5]],
+    [&[7, 8], &[7, 9]],
+    [&[10, 11, 12, 13], &[10, 11]],
+];
+
+/// Labels on everything after the first token.
+fn labels(ids: &[u32]) -> Vec<u8> {
+    (0..ids.len()).map(|i| u8::from(i > 0)).collect()
+}
+
+fn push_pairs(sink: &mut dyn RowSink) {
+    for [chosen, rejected] in PAIRS {
+        let (c, r) = (labels(chosen), labels(rejected));
+        let chosen = Row {
+            ids: chosen,
+            loss: &c,
+        };
+        let rejected = Row {
+            ids: rejected,
+            loss: &r,
+        };
+        sink.push_pair(chosen, rejected).unwrap();
+    }
+}
+
+fn pairs() -> Shard {
+    let mut builder = ShardBuilder::new();
+    push_pairs(&mut builder);
+    builder.finish(origin())
+}
+
+#[test]
+fn pairs_are_rows_next_to_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.shard");
+    let mut writer = ShardWriter::create(&path).unwrap();
+    push_pairs(&mut writer);
+    writer.finish(origin()).unwrap();
+    let shard = Shard::open(&path).unwrap();
+    shard.verify(|_, _| ()).unwrap();
+    assert_eq!(shard.facts(), pairs().facts());
+    assert_eq!(
+        (shard.kind(), shard.rows(), shard.units()),
+        (RowKind::Preferences, 6, 3)
+    );
+    for (unit, [chosen, rejected]) in PAIRS.iter().enumerate() {
+        let rows = shard.rows_of(unit);
+        assert_eq!(rows.len(), 2);
+        assert_eq!(shard.row(rows.start).ids, *chosen);
+        assert_eq!(shard.row(rows.start + 1).ids, *rejected);
+    }
+}
+
+#[test]
+fn a_shard_holds_one_kind_and_whole_pairs() {
+    let row = Row {
+        ids: &[1, 2],
+        loss: &[0, 1],
+    };
+    let bad = Row {
+        ids: &[1],
+        loss: &[2],
+    };
+    let mut builder = ShardBuilder::new();
+    assert!(matches!(
+        builder.push_pair(row, bad),
+        Err(ShardError::Row(_))
+    ));
+    assert!(matches!(
+        builder.push_pair(bad, row),
+        Err(ShardError::Row(_))
+    ));
+    builder.push_pair(row, row).unwrap();
+    let error = builder.push(row.ids, row.loss).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a shard of preferences cannot hold examples"
+    );
+    assert!(error.hint().is_some());
+    assert_eq!(builder.finish(origin()).rows(), 2);
+
+    let mut builder = ShardBuilder::new();
+    builder.push(row.ids, row.loss).unwrap();
+    assert!(matches!(
+        builder.push_unit(&pairs(), 0),
+        Err(ShardError::MixedKinds { .. })
+    ));
+}
+
+#[test]
+fn the_digest_covers_the_kind() {
+    let [mut examples, mut pair] = [ShardBuilder::new(), ShardBuilder::new()];
+    let row = Row {
+        ids: &[1, 2],
+        loss: &[0, 1],
+    };
+    pair.push_pair(row, row).unwrap();
+    for _ in 0..2 {
+        examples.push(row.ids, row.loss).unwrap();
+    }
+    let (examples, pair) = (examples.finish(origin()), pair.finish(origin()));
+    assert_eq!(read(&examples), read(&pair));
+    assert_ne!(examples.facts().content, pair.facts().content);
+}
+
+#[test]
+fn half_a_pair_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let facts = write(&path);
+    let mut bytes = fs::read(&path).unwrap();
+    let header = format::encode(&ShardFacts {
+        kind: RowKind::Preferences,
+        ..facts
+    });
+    bytes[..header.len()].copy_from_slice(&header);
+    fs::write(&path, bytes).unwrap();
+    let error = Shard::open(&path).unwrap_err().to_string();
+    assert!(
+        error.ends_with("its last preference is not a pair"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_subset_is_a_shard_of_some_units() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    write(&path);
+    let mapped = Shard::open(&path).unwrap();
+    let subset = mapped.subset(&[2, 0]);
+    assert_eq!((subset.units(), subset.rows(), subset.tokens()), (2, 2, 11));
+    assert_eq!(subset.loss_tokens(), 6);
+    assert_eq!(
+        (subset.row(0).ids, subset.row(1).ids),
+        (ROWS[2].0, ROWS[0].0)
+    );
+    subset.verify(|_, _| ()).unwrap();
+    assert_ne!(subset.facts().content, mapped.facts().content);
+    assert_ne!(
+        subset.facts().content,
+        mapped.subset(&[0, 2]).facts().content
+    );
+    assert_eq!(
+        subset.facts().content,
+        mapped.subset(&[2, 0]).facts().content
+    );
+    assert_eq!(mapped.subset(&[]).units(), 0);
+
+    let shard = pairs();
+    let subset = shard.subset(&[2, 1]).subset(&[1, 0, 1]);
+    let ids: Vec<_> = (0..subset.rows()).map(|i| subset.row(i).ids).collect();
+    let expected = [PAIRS[1], PAIRS[2], PAIRS[1]].concat();
+    assert_eq!(ids, expected);
+    assert_eq!((subset.kind(), subset.units()), (RowKind::Preferences, 3));
+    let tokens: usize = expected.iter().map(|ids| ids.len()).sum();
+    assert_eq!(subset.tokens(), tokens as u64);
+    assert_eq!(subset.loss_tokens(), (tokens - 6) as u64);
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds")]
+fn a_subset_has_no_units_that_its_shard_lacks() {
+    let _ = pairs().subset(&[1]).subset(&[1]);
+}
+
 #[test]
 fn unfinished_shard_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -146,7 +313,7 @@ fn other_layouts_and_tokenizers_are_named() {
     fs::write(&path, bytes).unwrap();
     let error = Shard::open(&path).unwrap_err().to_string();
     assert!(
-        error.ends_with("has shard layout 9, this program reads layout 1"),
+        error.ends_with("has shard layout 9, this program reads layout 2"),
         "{error}"
     );
     assert!(matches!(

@@ -4,10 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use fedllm_shared::Digest;
+use fedllm_shared::{Digest, RowKind};
 
 use super::format::{self, HEADER_BYTES, ShardFacts};
-use super::{Shard, ShardError};
+use super::store::Store;
+use super::{Row, Shard, ShardError};
 
 /// What made the rows of a shard: the part of [`ShardFacts`] that is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,15 +21,40 @@ pub struct ShardOrigin {
     pub max_tokens: u32,
 }
 
-/// Takes rows of token ids and labels, in order.
+/// Takes rows of token ids and labels, in order: examples or pairs, never both.
 pub trait RowSink {
-    /// Adds a row: its token ids, and for each 1 if it is a label, else 0.
+    /// Adds an example: its token ids, and for each 1 if it is a label, else 0.
     ///
     /// # Errors
     ///
     /// [`ShardError::Row`] if the row is empty, the lengths differ or a label is neither 0 nor 1;
-    /// [`ShardError::Io`] if it cannot be written.
+    /// [`ShardError::MixedKinds`] after a pair; [`ShardError::Io`] if it cannot be written.
     fn push(&mut self, ids: &[u32], loss: &[u8]) -> Result<(), ShardError>;
+
+    /// Adds a preference: both of its rows, or none.
+    ///
+    /// # Errors
+    ///
+    /// As of [`push`](Self::push); [`ShardError::MixedKinds`] after an example.
+    fn push_pair(&mut self, chosen: Row<'_>, rejected: Row<'_>) -> Result<(), ShardError>;
+
+    /// Adds a unit of another shard.
+    ///
+    /// # Errors
+    ///
+    /// As of [`push`](Self::push) and [`push_pair`](Self::push_pair).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `unit` is not below the shard's [`units`](Shard::units).
+    fn push_unit(&mut self, shard: &Shard, unit: usize) -> Result<(), ShardError> {
+        let rows = shard.rows_of(unit);
+        let first = shard.row(rows.start);
+        match shard.kind() {
+            RowKind::Examples => self.push(first.ids, first.loss),
+            RowKind::Preferences => self.push_pair(first, shard.row(rows.start + 1)),
+        }
+    }
 }
 
 /// Writes a shard file, row by row, in constant memory.
@@ -41,7 +67,8 @@ pub struct ShardWriter {
     ids: Part,
     loss: Part,
     index: Part,
-    content: blake3::Hasher,
+    /// Sees the ids as they are written: the header's digest is known without reading them again.
+    content: Option<blake3::Hasher>,
     counts: Counts,
 }
 
@@ -58,7 +85,7 @@ impl ShardWriter {
             loss: Part::create(&path, "loss")?,
             index: Part::create(&path, "rows")?,
             path,
-            content: blake3::Hasher::new(),
+            content: None,
             counts: Counts::default(),
         };
         writer.ids.write(&[0; HEADER_BYTES])?;
@@ -76,17 +103,33 @@ impl ShardWriter {
         self.append(Section::Loss)?;
         self.pad()?;
         self.append(Section::Index)?;
-        let content = Digest(*self.content.finalize().as_bytes());
+        let content = Digest(*self.content().finalize().as_bytes());
         let facts = self.counts.facts(origin, content);
         self.ids.seal(&format::encode(&facts), &self.path)?;
         Ok(facts)
+    }
+
+    fn write(&mut self, row: Row<'_>) -> Result<(), ShardError> {
+        self.counts.add(row);
+        let bytes = bytemuck::cast_slice(row.ids);
+        self.content().update(bytes);
+        self.ids.write(bytes)?;
+        self.loss.write(row.loss)?;
+        self.index.write(&self.counts.tokens.to_le_bytes())
+    }
+
+    /// The hasher of the content; it begins with the kind, which the first row decides.
+    fn content(&mut self) -> &mut blake3::Hasher {
+        let kind = self.counts.kind();
+        self.content
+            .get_or_insert_with(|| format::content_hasher(kind))
     }
 
     fn pad(&mut self) -> Result<(), ShardError> {
         let zeros = [0; 8];
         let missing = (8 - self.ids.bytes % 8) % 8;
         let padding = &zeros[..missing as usize];
-        self.content.update(padding);
+        self.content().update(padding);
         self.ids.write(padding)
     }
 
@@ -96,13 +139,16 @@ impl ShardWriter {
             Section::Index => &mut self.index,
         };
         let mut reader = part.rewind()?;
+        let path = part.path.clone();
         let mut block = vec![0; 1 << 16];
         loop {
-            let length = reader.read(&mut block).map_err(|e| part.error(e))?;
+            let length = reader
+                .read(&mut block)
+                .map_err(|e| ShardError::io(&path, e))?;
             if length == 0 {
                 return Ok(());
             }
-            self.content.update(&block[..length]);
+            self.content().update(&block[..length]);
             self.ids.write(&block[..length])?;
         }
     }
@@ -110,12 +156,15 @@ impl ShardWriter {
 
 impl RowSink for ShardWriter {
     fn push(&mut self, ids: &[u32], loss: &[u8]) -> Result<(), ShardError> {
-        self.counts.add(ids, loss)?;
-        let bytes = bytemuck::cast_slice(ids);
-        self.content.update(bytes);
-        self.ids.write(bytes)?;
-        self.loss.write(loss)?;
-        self.index.write(&self.counts.tokens.to_le_bytes())
+        self.counts.check(RowKind::Examples, &[Row { ids, loss }])?;
+        self.write(Row { ids, loss })
+    }
+
+    fn push_pair(&mut self, chosen: Row<'_>, rejected: Row<'_>) -> Result<(), ShardError> {
+        self.counts
+            .check(RowKind::Preferences, &[chosen, rejected])?;
+        self.write(chosen)?;
+        self.write(rejected)
     }
 }
 
@@ -139,19 +188,31 @@ impl ShardBuilder {
         let mut index = Vec::with_capacity(self.ends.len() + 1);
         index.push(0);
         index.extend(self.ends);
-        let facts = self
-            .counts
-            .facts(origin, digest_in_memory(&self.ids, &self.loss, &index));
-        Shard::in_memory(facts, self.ids, self.loss, index)
+        let content = digest_in_memory(self.counts.kind(), &self.ids, &self.loss, &index);
+        let facts = self.counts.facts(origin, content);
+        Shard::whole(Store::in_memory(facts, self.ids, self.loss, index))
+    }
+
+    fn add(&mut self, row: Row<'_>) {
+        self.counts.add(row);
+        self.ids.extend_from_slice(row.ids);
+        self.loss.extend_from_slice(row.loss);
+        self.ends.push(self.counts.tokens);
     }
 }
 
 impl RowSink for ShardBuilder {
     fn push(&mut self, ids: &[u32], loss: &[u8]) -> Result<(), ShardError> {
-        self.counts.add(ids, loss)?;
-        self.ids.extend_from_slice(ids);
-        self.loss.extend_from_slice(loss);
-        self.ends.push(self.counts.tokens);
+        self.counts.check(RowKind::Examples, &[Row { ids, loss }])?;
+        self.add(Row { ids, loss });
+        Ok(())
+    }
+
+    fn push_pair(&mut self, chosen: Row<'_>, rejected: Row<'_>) -> Result<(), ShardError> {
+        self.counts
+            .check(RowKind::Preferences, &[chosen, rejected])?;
+        self.add(chosen);
+        self.add(rejected);
         Ok(())
     }
 }
@@ -164,6 +225,8 @@ enum Section {
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// What the rows are, once there is one.
+    kind: Option<RowKind>,
     rows: u64,
     tokens: u64,
     loss_tokens: u64,
@@ -171,27 +234,33 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, ids: &[u32], loss: &[u8]) -> Result<(), ShardError> {
-        if ids.is_empty() {
-            return Err(ShardError::Row("it has no tokens"));
+    fn kind(&self) -> RowKind {
+        self.kind.unwrap_or_default()
+    }
+
+    /// Refuses a unit that cannot be stored here; the first one decides what the others must be.
+    fn check(&mut self, offered: RowKind, rows: &[Row<'_>]) -> Result<(), ShardError> {
+        for row in rows {
+            check_row(*row)?;
         }
-        if ids.len() != loss.len() {
-            return Err(ShardError::Row("it has not one label mark for each token"));
+        match *self.kind.get_or_insert(offered) {
+            shard if shard != offered => Err(ShardError::MixedKinds { shard, offered }),
+            _ => Ok(()),
         }
-        if loss.iter().any(|&mark| mark > 1) {
-            return Err(ShardError::Row("a label mark is neither 0 nor 1"));
-        }
+    }
+
+    fn add(&mut self, row: Row<'_>) {
         self.rows += 1;
-        self.tokens += ids.len() as u64;
-        self.loss_tokens += loss.iter().map(|&mark| u64::from(mark)).sum::<u64>();
-        for &id in ids {
+        self.tokens += row.ids.len() as u64;
+        self.loss_tokens += row.loss_tokens();
+        for &id in row.ids {
             self.ids_below = self.ids_below.max(id.saturating_add(1));
         }
-        Ok(())
     }
 
     fn facts(&self, origin: ShardOrigin, content: Digest) -> ShardFacts {
         ShardFacts {
+            kind: self.kind(),
             tokenizer: origin.tokenizer,
             template: origin.template,
             rows: self.rows,
@@ -202,6 +271,19 @@ impl Counts {
             content,
         }
     }
+}
+
+fn check_row(row: Row<'_>) -> Result<(), ShardError> {
+    if row.ids.is_empty() {
+        return Err(ShardError::Row("it has no tokens"));
+    }
+    if row.ids.len() != row.loss.len() {
+        return Err(ShardError::Row("it has not one label mark for each token"));
+    }
+    if row.loss.iter().any(|&mark| mark > 1) {
+        return Err(ShardError::Row("a label mark is neither 0 nor 1"));
+    }
+    Ok(())
 }
 
 /// A file that exists only while the shard is being written.
@@ -293,8 +375,8 @@ fn sync_directory(file: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn digest_in_memory(ids: &[u32], loss: &[u8], index: &[u64]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
+fn digest_in_memory(kind: RowKind, ids: &[u32], loss: &[u8], index: &[u64]) -> Digest {
+    let mut hasher = format::content_hasher(kind);
     let mut bytes = HEADER_BYTES;
     for section in [
         bytemuck::cast_slice(ids),

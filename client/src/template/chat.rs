@@ -91,6 +91,15 @@ impl Conversation<'_> {
 }
 
 impl Text {
+    /// The text before the answer, and the answer, of a conversation with one answer at its end.
+    pub(super) fn split(self) -> Result<(String, String), RowProblem> {
+        let [answer] = &self.answers[..] else {
+            return Err(RowProblem::NoAnswer);
+        };
+        let (before, said) = self.text.split_at(answer.start);
+        Ok((before.to_owned(), said[..answer.len()].to_owned()))
+    }
+
     /// Ids of the text and the tokens of each answer. The text is tokenized at once if answers
     /// begin and end between two tokens, else piece by piece.
     pub(super) fn tokenize(
