@@ -1,4 +1,4 @@
-//! One round's work under way: the task is checked, the adapter fetched, the delta trained.
+//! One round's work under way: the task is checked, its blobs fetched, the delta trained.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +13,11 @@ use crate::governor::StopFlag;
 use crate::ledger::Meter;
 use crate::net::{self, NetError, Transport};
 use crate::train::StepReport;
-use crate::work::{Update, WorkError, Workshop, adapter_bound};
+use crate::work::{Update, WorkError, Workshop, adapter_bound, task_blobs};
 
-/// Between two attempts to fetch the adapter.
+/// Between two attempts to fetch a blob.
 const FETCH_AGAIN: Duration = Duration::from_secs(2);
-/// Attempts to fetch the adapter over connections that hold; a lost connection does not count.
+/// Attempts to fetch blobs over connections that hold; a lost connection does not count.
 const FETCHES: u32 = 20;
 
 /// Something that happened beside the control stream.
@@ -37,7 +37,7 @@ pub(crate) enum Event {
 pub(crate) enum Report {
     /// The task can be done here; its adapter has this layout.
     Fits(Arc<Layout>),
-    /// The adapter came, or part of it.
+    /// A blob came, or part of it.
     Fetched {
         received: Vec<u8>,
         result: Result<(), NetError>,
@@ -54,8 +54,10 @@ pub(crate) struct Job {
     task: Arc<TrainTask>,
     workshop: Workshop,
     layout: Option<Arc<Layout>>,
-    /// What is here of the adapter, while no fetch is under way.
-    adapter: Option<Vec<u8>>,
+    /// What the task refers to: the blobs that are complete, in order.
+    blobs: Vec<Vec<u8>>,
+    /// What is here of the next one, while no fetch is under way.
+    partial: Option<Vec<u8>>,
     fetches: u32,
     retry_at: Option<Instant>,
     stop: StopFlag,
@@ -76,7 +78,8 @@ impl Job {
             task: Arc::new(task),
             workshop,
             layout: None,
-            adapter: Some(Vec::new()),
+            blobs: Vec::new(),
+            partial: Some(Vec::new()),
             fetches: 0,
             retry_at: None,
             stop: StopFlag::new(),
@@ -100,26 +103,27 @@ impl Job {
         &self.task
     }
 
-    /// When to try to fetch the adapter again.
+    /// When to try to fetch the next blob.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// The check went well: the adapter can be fetched.
+    /// The check went well: the blobs can be fetched.
     pub(crate) fn fits(&mut self, layout: Arc<Layout>) {
         self.layout = Some(layout);
         self.retry_at = Some(Instant::now());
     }
 
-    /// Fetches what is missing of the adapter, if it is time to, over a connection that is up.
+    /// Fetches what is missing of the next blob, if it is time to, over a connection that is up.
     pub(crate) fn fetch<T: Transport>(&mut self, link: Option<&T>, meter: &Meter) {
         let due = self.retry_at.is_some_and(|at| at <= Instant::now());
-        let (Some(link), Some(layout), true) = (link, &self.layout, due) else {
+        let wanted = task_blobs(&self.task).get(self.blobs.len()).copied();
+        let (Some(link), Some(layout), Some(blob), true) = (link, &self.layout, wanted, due) else {
             return;
         };
         self.retry_at = None;
-        let (blob, max) = (self.task.adapter, adapter_bound(layout));
-        let mut received = self.adapter.take().unwrap_or_default();
+        let max = adapter_bound(layout);
+        let mut received = self.partial.take().unwrap_or_default();
         let (streams, meter) = (link.streams(), meter.clone());
         let (id, sender) = (self.id, self.sender.clone());
         tokio::spawn(async move {
@@ -142,13 +146,19 @@ impl Job {
     ) -> Result<bool, WorkError> {
         match result {
             Ok(()) => {
-                self.train(received);
+                self.blobs.push(received);
+                if self.blobs.len() < task_blobs(&self.task).len() {
+                    self.partial = Some(Vec::new());
+                    self.retry_at = Some(Instant::now());
+                    return Ok(false);
+                }
+                self.train();
                 Ok(true)
             }
             Err(error) if error.is_transient() && self.fetches < FETCHES => {
-                tracing::debug!(%error, "the adapter has not come yet");
+                tracing::debug!(%error, "a blob of the task has not come yet");
                 self.fetches += u32::from(!matches!(error, NetError::Lost(_)));
-                self.adapter = Some(received);
+                self.partial = Some(received);
                 self.retry_at = Some(Instant::now() + FETCH_AGAIN);
                 Ok(false)
             }
@@ -165,10 +175,11 @@ impl Job {
         }
     }
 
-    fn train(&mut self, adapter: Vec<u8>) {
+    fn train(&mut self) {
         let Some(layout) = self.layout.clone() else {
             return;
         };
+        let blobs = std::mem::take(&mut self.blobs);
         let (workshop, task, stop) = (
             self.workshop.clone(),
             Arc::clone(&self.task),
@@ -176,7 +187,7 @@ impl Job {
         );
         self.in_background(move |report| {
             let mut on_step = |step| report(Report::Step(step));
-            Report::Done(workshop.work(&task, &layout, &adapter, &stop, &mut on_step))
+            Report::Done(workshop.work(&task, &layout, &blobs, &stop, &mut on_step))
         });
     }
 

@@ -6,6 +6,7 @@
 mod base;
 mod catalog;
 pub mod cli;
+mod datasets;
 mod download;
 mod exit;
 mod files;
@@ -30,6 +31,7 @@ mod work;
 
 pub use base::{Base, ModelArgs};
 pub use catalog::{CatalogEntry, HubFile, ModelError, WheelFile, cached, catalog, pull, resolve};
+pub use datasets::{DATASETS, Dataset, DatasetError, DatasetRows, Files, RowTags, Split, dataset};
 pub use download::DownloadError;
 pub use exit::{Code, Explain, report};
 pub use governor::{SleepWatch, StopFlag, limit_threads, lower_priority, stop_on_signals};
@@ -42,20 +44,25 @@ pub use net::{
 };
 pub use notice::{Notice, Notices};
 pub use prepare::{
-    FileReport, PrepareError, PrepareOptions, PrepareProgress, PrepareReport, Vocabulary,
-    prepare_in_memory, prepare_rows, prepare_shard, shard_or_rows,
+    Categories, FileReport, Labelled, PrepareError, PrepareOptions, PrepareProgress, PrepareReport,
+    UnitOrigin, Vocabulary, prepare_in_memory, prepare_labelled, prepare_rows, prepare_shard,
+    shard_or_rows,
 };
 pub use progress::{Bars, Progress, Silent};
-pub use readers::{Format, Place, RawRow, ReadError, Record, RowError, RowProblem, RowReader};
+pub use readers::{
+    Format, Place, Prompt, RawRow, ReadError, Record, RowError, RowProblem, RowReader,
+};
 pub use session::{Ending, Session, SessionError, SessionParts};
 pub use shard::{
     Batcher, Row, RowSink, Shard, ShardBuilder, ShardError, ShardFacts, ShardOrigin, ShardWriter,
+    sample_units,
 };
 pub use state::{Enrollment, Lock, Membership, StateDir, StateError};
 pub use store::RoundStore;
-pub use template::{Template, TemplateError, TemplateName, Tokens};
+pub use template::{Pair, Template, TemplateError, TemplateName, Tokens};
 pub use train::{
     Fit, FitRequest, LocalUpdate, LoraTrainer, Schedule, StepReport, TrainError, Trained, Trainer,
+    VariateStep, Variates,
 };
 pub use wheel::WheelError;
-pub use work::WorkError;
+pub use work::{NextVariate, RoundWork, Update, WorkError, check_task, task_blobs};

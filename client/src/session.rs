@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fedllm_shared::{
     Adapter, BlobRef, DeclineReason, ErrorCode, Hello, Layout, LoraSpec, ModelVersion, PROTOCOL,
-    Participant, ParticipantAction, ParticipantInput, RowKind, ServerMessage, StopReason,
-    Timestamp, UpdateOffer, decode_adapter,
+    Participant, ParticipantAction, ParticipantInput, ServerMessage, StopReason, Timestamp,
+    UpdateOffer, decode_adapter,
 };
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -51,6 +51,8 @@ pub struct SessionParts<D> {
     pub notices: Notices,
     /// Asks to leave.
     pub stop: StopFlag,
+    /// The highest rank of an adapter that this client trains; any if absent.
+    pub max_rank: Option<u32>,
     /// Leave after so many updates that the server has received.
     pub max_rounds: Option<u64>,
     /// Spreads waiting times; each client should have its own.
@@ -149,7 +151,7 @@ impl<D: Dial> Session<D> {
         parts
             .store
             .discard_others(held.as_ref().map(|offer| offer.blob.digest))?;
-        let hello = hello(&*parts.trainer, &parts.shard);
+        let hello = hello(&*parts.trainer, &parts.shard, parts.max_rank);
         let participant = Participant::new(hello, state, parts.seed, Timestamp::ZERO);
         let (sender, events) = unbounded_channel();
         let now = Instant::now();
@@ -157,7 +159,7 @@ impl<D: Dial> Session<D> {
             dialer: parts.dialer,
             link: None,
             participant,
-            workshop: Workshop::new(parts.trainer, parts.shard),
+            workshop: Workshop::new(parts.trainer, parts.shard, parts.store.clone()),
             store: parts.store,
             meter: parts.meter,
             notices: parts.notices,
@@ -394,19 +396,19 @@ async fn receive<T: Transport>(link: &mut Option<T>) -> Result<ServerMessage, Ne
     }
 }
 
-fn hello(trainer: &dyn Trainer, shard: &Shard) -> Hello {
+fn hello(trainer: &dyn Trainer, shard: &Shard, max_rank: Option<u32>) -> Hello {
     Hello {
         protocol: PROTOCOL,
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
         device: trainer.device(),
-        shard_rows: shard.rows() as u64,
+        shard_rows: shard.units() as u64,
         shard_loss_tokens: shard.loss_tokens(),
         tokenizer: shard.tokenizer(),
         template: shard.template(),
         base: trainer.base(),
         resume: None,
-        shard_kind: RowKind::Examples,
-        max_rank: None,
+        shard_kind: shard.kind(),
+        max_rank,
     }
 }
 

@@ -4,12 +4,20 @@
 //! `round.bin` is the participant's state, `delta-DIGEST.bin` an encoded delta. A delta is written
 //! before the state names it, and deleted after the state has forgotten it, so at any moment
 //! either both are there or none is missed.
+//!
+//! `variate-ROUND.bin` is the control variate (SCAFFOLD) after that round's work: the run's name, then
+//! the encoded vector. The server says from which round on it counts, so nothing has to be undone
+//! if an update is refused.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fedllm_shared::{BlobRef, Digest, ParticipantState, decode_body};
+use std::sync::Arc;
+
+use fedllm_shared::{
+    Adapter, BlobRef, Digest, Layout, ParticipantState, RoundId, RunId, decode_adapter, decode_body,
+};
 
 use crate::files::{Readers, write_durable};
 use crate::ledger::Ledger;
@@ -17,6 +25,7 @@ use crate::state::{LEDGER, StateError, io_error, write_json};
 
 const STATE: &str = "round.bin";
 const DELTA_PREFIX: &str = "delta-";
+const VARIATE_PREFIX: &str = "variate-";
 
 /// The durable side of taking part in one federation.
 #[derive(Clone, Debug)]
@@ -132,6 +141,58 @@ impl RoundStore {
     fn delta(&self, digest: Digest) -> PathBuf {
         self.folder.join(format!("{DELTA_PREFIX}{digest}.bin"))
     }
+
+    /// Keeps the control variate of `round`; when this returns, it survives a crash. Others go, but
+    /// for the one it follows, that of round `since`: it counts until this one does.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Io`].
+    pub fn save_variate(
+        &self,
+        run: RunId,
+        round: RoundId,
+        since: Option<RoundId>,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
+        let path = self.variate_path(round);
+        let content = [&run.0[..], bytes].concat();
+        write_durable(&path, &content, Readers::Owner).map_err(io_error("write", &path))?;
+        for old in self.variate_rounds() {
+            if old != round && Some(old) != since {
+                // One that stays is found again by the next round.
+                let _ = fs::remove_file(self.variate_path(old));
+            }
+        }
+        Ok(())
+    }
+
+    /// The control variate of `round`; none if it is not there, damaged, or of another run or layout.
+    pub fn load_variate(
+        &self,
+        run: RunId,
+        round: RoundId,
+        layout: &Arc<Layout>,
+    ) -> Option<Adapter> {
+        let content = fs::read(self.variate_path(round)).ok()?;
+        let bytes = content.strip_prefix(&run.0[..])?;
+        decode_adapter(bytes, layout).ok()
+    }
+
+    fn variate_path(&self, round: RoundId) -> PathBuf {
+        self.folder.join(format!("{VARIATE_PREFIX}{round}.bin"))
+    }
+
+    fn variate_rounds(&self) -> Vec<RoundId> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter_map(|name| {
+                let round = name.strip_prefix(VARIATE_PREFIX)?.strip_suffix(".bin")?;
+                round.parse().ok().map(RoundId)
+            })
+            .collect()
+    }
 }
 
 fn remove(path: &Path) -> Result<(), StateError> {
@@ -212,5 +273,38 @@ mod tests {
                 "cut to {len}"
             );
         }
+    }
+
+    #[test]
+    fn a_variate_is_kept_for_its_run_and_its_round() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RoundStore::at(folder.path());
+        let spec = fedllm_shared::TensorSpec {
+            name: "a".into(),
+            rows: 1,
+            cols: 3,
+        };
+        let layout = Arc::new(Layout::new(vec![spec]).unwrap());
+        let run = RunId([1; 16]);
+        for round in 0..12 {
+            let variate = Adapter::new(layout.clone(), vec![round as f32; 3]).unwrap();
+            let bytes = fedllm_shared::encode_adapter(&variate, fedllm_shared::Codec::F32).unwrap();
+            // Round 10 counts; the update of round 11 is still to be answered for.
+            let since = (round > 0).then(|| RoundId(round - 1));
+            store
+                .save_variate(run, RoundId(round), since, &bytes)
+                .unwrap();
+        }
+        let load = |run, round| store.load_variate(run, RoundId(round), &layout);
+        assert_eq!(load(run, 11).unwrap().values(), [11.0; 3]);
+        assert_eq!(load(run, 10).unwrap().values(), [10.0; 3]);
+        assert!(load(run, 9).is_none(), "older ones are gone");
+        assert!(load(RunId([2; 16]), 11).is_none(), "another run's");
+        let path = folder.path().join("variate-11.bin");
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(load(run, 11).is_none(), "damaged");
     }
 }

@@ -3,15 +3,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fedllm_shared::{
-    BlobRef, ClipNorm, Codec, CodecError, DeclineReason, DeltaTransform, FailReason, Layout,
-    LocalRule, TaskError, TrainTask, UpdateOffer, VariateOrigin, decode_adapter, encode_delta,
+    Adapter, BlobRef, ClipNorm, Codec, CodecError, DeclineReason, Delta, DeltaTransform,
+    FailReason, Layout, LocalRule, LowRankError, ObjectiveSpec, Reference, RoundId, RowKind,
+    TaskError, TrainTask, UpdateOffer, VariateOrigin, decode_adapter, encode_adapter, encode_delta,
+    trained, update_layout,
 };
 use thiserror::Error;
 
 use crate::governor::StopFlag;
 use crate::net::NetError;
 use crate::shard::Shard;
-use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer};
+use crate::store::RoundStore;
+use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer, Variates};
 
 /// Why a task gave no update.
 #[derive(Debug, Error)]
@@ -20,15 +23,23 @@ pub enum WorkError {
     /// The server asks for something that no client should do.
     #[error(transparent)]
     Task(#[from] TaskError),
-    /// This client does not know how to do what the task asks for.
-    #[error("the task asks for {0}, which this version does not know")]
-    Unsupported(&'static str),
+    /// The shard's rows are not of the kind that the objective learns from.
+    #[error("the objective learns from {expected}, the shard has {got}")]
+    WrongRows {
+        /// What the objective learns from.
+        expected: RowKind,
+        /// What the shard has.
+        got: RowKind,
+    },
     /// The task is for another base model.
     #[error("the task is for another base model than the one loaded here")]
     WrongBase,
     /// The adapter that the task describes has another layout here.
     #[error("the task's adapter does not have the layout that this model gives it")]
     WrongLayout,
+    /// The adapter is not one of low-rank factors, so it has no part to be trained apart.
+    #[error(transparent)]
+    LowRank(#[from] LowRankError),
     /// The shared adapter cannot be had.
     #[error("the shared adapter cannot be fetched")]
     Fetch(#[source] NetError),
@@ -54,9 +65,9 @@ impl WorkError {
     pub fn decline_reason(&self) -> Option<DeclineReason> {
         match self {
             Self::Task(_) => Some(DeclineReason::OutOfBounds),
-            Self::Unsupported(_) => Some(DeclineReason::Unsupported),
+            Self::WrongRows { .. } => Some(DeclineReason::WrongRows),
             Self::WrongBase => Some(DeclineReason::WrongBase),
-            Self::WrongLayout | Self::Train(TrainError::Incompatible { .. }) => {
+            Self::LowRank(_) | Self::WrongLayout | Self::Train(TrainError::Incompatible { .. }) => {
                 Some(DeclineReason::WrongLayout)
             }
             _ => None,
@@ -80,9 +91,22 @@ impl WorkError {
 
 /// What the work gave: what to offer, and the bytes.
 #[derive(Debug)]
-pub(crate) struct Update {
-    pub(crate) offer: UpdateOffer,
-    pub(crate) blob: Vec<u8>,
+pub struct Update {
+    /// What to offer.
+    pub offer: UpdateOffer,
+    /// The encoded delta.
+    pub blob: Vec<u8>,
+    /// The client's next control variate: it must be kept before the update is offered.
+    pub variate: Option<NextVariate>,
+}
+
+/// A control variate that counts once its update does.
+#[derive(Clone, Debug)]
+pub struct NextVariate {
+    /// The round whose variate it follows and that counts until then.
+    pub since: Option<RoundId>,
+    /// The variate, encoded.
+    pub bytes: Vec<u8>,
 }
 
 /// A trainer and its data, shared with the thread that works.
@@ -90,31 +114,22 @@ pub(crate) struct Update {
 pub(crate) struct Workshop {
     trainer: Arc<Mutex<Box<dyn Trainer>>>,
     shard: Shard,
+    store: RoundStore,
 }
 
 impl Workshop {
-    pub(crate) fn new(trainer: Box<dyn Trainer>, shard: Shard) -> Self {
+    pub(crate) fn new(trainer: Box<dyn Trainer>, shard: Shard, store: RoundStore) -> Self {
         Self {
             trainer: Arc::new(Mutex::new(trainer)),
             shard,
+            store,
         }
     }
 
     /// The layout of the task's adapter, if this client can do what the task asks for.
     pub(crate) fn check(&self, task: &TrainTask) -> Result<Arc<Layout>, WorkError> {
-        task.check()?;
-        if !matches!(task.rule, LocalRule::Plain) {
-            return Err(WorkError::Unsupported("a local rule"));
-        }
         let trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
-        if trainer.base() != task.base {
-            return Err(WorkError::WrongBase);
-        }
-        let layout = trainer.layout(&task.lora)?;
-        if layout.digest() != task.layout {
-            return Err(WorkError::WrongLayout);
-        }
-        Ok(layout)
+        check_task(&**trainer, &self.shard, task)
     }
 
     /// Does the task. Takes as long as training does: call it on a thread of its own.
@@ -122,27 +137,188 @@ impl Workshop {
         &self,
         task: &TrainTask,
         layout: &Arc<Layout>,
-        adapter: &[u8],
+        blobs: &[Vec<u8>],
         stop: &StopFlag,
         on_step: &mut dyn FnMut(StepReport),
     ) -> Result<Update, WorkError> {
-        let global = decode_adapter(adapter, layout).map_err(WorkError::Adapter)?;
-        let update = {
-            let mut trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
-            let shard = &self.shard;
-            trainer.fit(FitRequest {
-                task,
-                global: &global,
-                shard,
-                stop,
-                on_step,
-            })?
+        let mut trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = RoundWork {
+            task,
+            layout,
+            shard: &self.shard,
+            store: &self.store,
         };
-        pack(task, update)
+        job.run(&mut **trainer, blobs, stop, on_step)
     }
 }
 
-/// The most bytes that the task's adapter may have, encoded.
+/// The layout of the task's adapter, if `trainer` can do with `shard` what the task asks for.
+///
+/// # Errors
+///
+/// [`WorkError`] says what does not fit.
+pub fn check_task(
+    trainer: &dyn Trainer,
+    shard: &Shard,
+    task: &TrainTask,
+) -> Result<Arc<Layout>, WorkError> {
+    task.check()?;
+    let (expected, got) = (task.objective.rows(), shard.kind());
+    if expected != got {
+        return Err(WorkError::WrongRows { expected, got });
+    }
+    if trainer.base() != task.base {
+        return Err(WorkError::WrongBase);
+    }
+    let layout = trainer.layout(&task.lora)?;
+    if layout.digest() != task.layout {
+        return Err(WorkError::WrongLayout);
+    }
+    Ok(layout)
+}
+
+/// The blobs that a task refers to, in the order in which [`RoundWork::run`] takes them: the
+/// adapter to start from, then the server's control variate and the reference, if there are.
+pub fn task_blobs(task: &TrainTask) -> Vec<BlobRef> {
+    let variate = match task.rule {
+        LocalRule::ControlVariate { variate, .. } => Some(variate),
+        LocalRule::Plain | LocalRule::Proximal { .. } => None,
+    };
+    let reference = match &task.objective {
+        ObjectiveSpec::Dpo(spec) => match spec.reference {
+            Reference::Adapter(blob) => Some(blob),
+            Reference::Base => None,
+        },
+        ObjectiveSpec::Sft => None,
+    };
+    let others = variate.into_iter().chain(reference);
+    std::iter::once(task.adapter).chain(others).collect()
+}
+
+/// One round's work of one client.
+pub struct RoundWork<'a> {
+    /// What is asked for.
+    pub task: &'a TrainTask,
+    /// The layout of the task's adapter, as [`check_task`] gives it.
+    pub layout: &'a Arc<Layout>,
+    /// The owner's data.
+    pub shard: &'a Shard,
+    /// Where the client's control variate lies.
+    pub store: &'a RoundStore,
+}
+
+impl RoundWork<'_> {
+    /// Trains and encodes the update. `blobs` are those of [`task_blobs`], in that order.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError`]; there is no update then.
+    pub fn run(
+        &self,
+        trainer: &mut dyn Trainer,
+        blobs: &[Vec<u8>],
+        stop: &StopFlag,
+        on_step: &mut dyn FnMut(StepReport),
+    ) -> Result<Update, WorkError> {
+        let trained = Arc::new(trained(self.layout, self.task.lora.train)?);
+        let mut blobs = blobs.iter();
+        let mut next = |layout: &Arc<Layout>| {
+            let bytes = blobs.next().map(Vec::as_slice).unwrap_or_default();
+            decode_adapter(bytes, layout).map_err(WorkError::Adapter)
+        };
+        let global = next(self.layout)?;
+        let (variates, origin) = match self.task.rule {
+            LocalRule::ControlVariate { .. } => {
+                let server = next(&trained)?;
+                let (own, origin) = self.own_variate(&trained);
+                (Some(Variates { server, own }), origin)
+            }
+            LocalRule::Plain | LocalRule::Proximal { .. } => (None, VariateOrigin::Unused),
+        };
+        let reference = match &self.task.objective {
+            ObjectiveSpec::Dpo(spec) if spec.reference != Reference::Base => {
+                Some(next(self.layout)?)
+            }
+            ObjectiveSpec::Dpo(_) | ObjectiveSpec::Sft => None,
+        };
+        let update = trainer.fit(FitRequest {
+            task: self.task,
+            global: &global,
+            variates: variates.as_ref(),
+            reference: reference.as_ref(),
+            shard: self.shard,
+            stop,
+            on_step,
+        })?;
+        self.pack(update, origin)
+    }
+
+    /// The variate of the last update that counts, or zero.
+    fn own_variate(&self, layout: &Arc<Layout>) -> (Adapter, VariateOrigin) {
+        let zero = || Adapter::zeros(layout.clone());
+        let LocalRule::ControlVariate {
+            since: Some(since), ..
+        } = self.task.rule
+        else {
+            return (zero(), VariateOrigin::Fresh);
+        };
+        match self.store.load_variate(self.task.run, since, layout) {
+            Some(own) => (own, VariateOrigin::Kept),
+            None => {
+                tracing::warn!(
+                    round = since.0,
+                    "this client's control variate is gone; it begins again from zero"
+                );
+                (zero(), VariateOrigin::Lost)
+            }
+        }
+    }
+
+    fn pack(&self, update: LocalUpdate, origin: VariateOrigin) -> Result<Update, WorkError> {
+        let task = self.task;
+        let mut delta = update.delta;
+        if !update.metrics.is_finite() {
+            return Err(WorkError::NotFinite);
+        }
+        if let Some(max_norm) = task.max_norm {
+            ClipNorm { max_norm }
+                .on_client(&mut delta)
+                .map_err(|_| WorkError::NotFinite)?;
+        }
+        let variate = match &update.variate {
+            Some(step) => {
+                let layout = update_layout(self.layout, task.lora.train, true)?;
+                let mut values = delta.into_values();
+                values.extend_from_slice(step.delta.values());
+                delta = Delta::new(Arc::new(layout), values).map_err(|_| WorkError::NotFinite)?;
+                let since = match task.rule {
+                    LocalRule::ControlVariate { since, .. } => since,
+                    LocalRule::Plain | LocalRule::Proximal { .. } => None,
+                };
+                let bytes = encode_adapter(&step.own, Codec::F32).map_err(WorkError::Encode)?;
+                Some(NextVariate { since, bytes })
+            }
+            None => None,
+        };
+        let blob = encode_delta(&delta, task.codec).map_err(WorkError::Encode)?;
+        let offer = UpdateOffer {
+            round: task.round,
+            base_version: task.version,
+            blob: BlobRef::of(&blob),
+            rows: update.rows,
+            loss_tokens: update.loss_tokens,
+            metrics: update.metrics,
+            variate: origin,
+        };
+        Ok(Update {
+            offer,
+            blob,
+            variate,
+        })
+    }
+}
+
+/// The most bytes that a blob of a task may have, encoded.
 pub(crate) fn adapter_bound(layout: &Layout) -> u64 {
     let codecs = [Codec::F32, Codec::Bf16, Codec::Int8Rows];
     codecs
@@ -150,32 +326,4 @@ pub(crate) fn adapter_bound(layout: &Layout) -> u64 {
         .into_iter()
         .max()
         .unwrap_or_default()
-}
-
-fn pack(task: &TrainTask, update: LocalUpdate) -> Result<Update, WorkError> {
-    let LocalUpdate {
-        mut delta,
-        metrics,
-        rows,
-        loss_tokens,
-    } = update;
-    if !metrics.is_finite() {
-        return Err(WorkError::NotFinite);
-    }
-    if let Some(max_norm) = task.max_norm {
-        ClipNorm { max_norm }
-            .on_client(&mut delta)
-            .map_err(|_| WorkError::NotFinite)?;
-    }
-    let blob = encode_delta(&delta, task.codec).map_err(WorkError::Encode)?;
-    let offer = UpdateOffer {
-        round: task.round,
-        base_version: task.version,
-        blob: BlobRef::of(&blob),
-        rows,
-        loss_tokens,
-        metrics,
-        variate: VariateOrigin::Unused,
-    };
-    Ok(Update { offer, blob })
 }

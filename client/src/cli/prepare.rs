@@ -2,52 +2,73 @@
 
 use std::path::{Path, PathBuf};
 
+use fedllm_shared::{Compat, RowKind};
 use serde::Serialize;
 
 use super::Global;
 use super::model::open_base;
+use crate::datasets::{self, DATASETS, Dataset, DatasetError};
 use crate::exit::{Code, Explain};
 use crate::governor::{self, StopFlag};
 use crate::prepare::{PrepareError, PrepareOptions, PrepareReport, Vocabulary, prepare_rows};
 use crate::readers::Format;
-use crate::shard::{RowSink, ShardError, ShardFacts, ShardWriter};
+use crate::shard::{Row, RowSink, ShardError, ShardFacts, ShardWriter};
 use crate::template::TemplateName;
+
+const ABOUT: &str = "Turn your own texts into a shard: token numbers in one file, read at training \
+    time. Nothing leaves this machine, and no text is in the shard's header or in a log.\n\n\
+    FILEs are JSON arrays, JSON Lines, CSV and TSV with a header line, plain text with blank lines \
+    between its rows, or Parquet (if built in), each also as .gz or .zst. Their size does not \
+    matter: they are read once, in constant memory.\n\n\
+    Rows are known by their fields:\n  \
+    alpaca      instruction, input (optional), output or response\n  \
+    messages    messages: a list of {role, content}\n  \
+    sharegpt    conversations: a list of {from, value}\n  \
+    completion  prompt and completion: two texts, or two lists of messages\n  \
+    qa          question, answer\n  \
+    text        text\n  \
+    preference  prompt, chosen, rejected: texts, or lists of messages that end with the answer\n  \
+    hh          chosen, rejected: two dialogues \"\\n\\nHuman: ...\\n\\nAssistant: ...\"\n\n\
+    The last two are preferences: each becomes a pair of rows, for objectives like DPO. One shard \
+    holds examples or preferences, never both.\n\n\
+    Templates:\n  \
+    alpaca   one instruction, one answer, as OpenFedLLM writes it\n  \
+    vicuna   the same in Vicuna's words; for preferences conversations, too\n  \
+    chat     the model's own chat template; every answer is learned\n  \
+    plain    nothing is added: texts, and prompts with their completions\n\n\
+    An example longer than --max-tokens loses its end; one whose answer would be lost is dropped \
+    and counted. A preference keeps at least half of --max-tokens for its answers, and its prompt \
+    loses its beginning. All clients of a federation must use one template.";
+
+const EXAMPLES: &str = "Examples:\n  \
+    fedllm-client prepare --model smollm2-135m-instruct --data notes.jsonl --out notes.shard\n  \
+    fedllm-client prepare --model smollm2-135m-instruct --data a.json b.csv.gz --template alpaca \
+    --max-tokens 1024 --skip-bad-rows --out mine.shard\n  \
+    fedllm-client prepare --model smollm2-135m-instruct --dataset gsm8k --split train \
+    --out gsm8k.shard\n  \
+    fedllm-client prepare --model smollm2-135m-instruct --dataset hh-rlhf --data hh-rlhf/ \
+    --split harmless-base --template vicuna --compat openfedllm --out pairs.shard";
 
 /// Arguments of `prepare`.
 #[derive(Debug, clap::Args)]
-#[command(
-    long_about = "Turn your own texts into a shard: token numbers in one file, read at training time. \
-        Nothing leaves this machine, and no text is in the shard's header or in a log.\n\n\
-        FILEs are JSON arrays, JSON Lines, CSV and TSV with a header line, plain text with blank lines \
-        between its rows, or Parquet (if built in), each also as .gz or .zst. Their size does not \
-        matter: they are read once, in constant memory.\n\n\
-        Rows are known by their fields:\n  \
-        alpaca      instruction, input (optional), output or response\n  \
-        messages    messages: a list of {role, content}\n  \
-        sharegpt    conversations: a list of {from, value}\n  \
-        completion  prompt and completion: two texts, or two lists of messages\n  \
-        qa          question, answer\n  \
-        text        text\n\n\
-        Templates:\n  \
-        alpaca   one instruction, one answer, as OpenFedLLM writes it\n  \
-        vicuna   the same in Vicuna's words\n  \
-        chat     the model's own chat template; every answer is learned\n  \
-        plain    nothing is added: texts, and prompts with their completions\n\n\
-        A row longer than --max-tokens loses its end; a row whose answer would be lost is dropped and \
-        counted. All clients of a federation must use one template.",
-    after_help = "Examples:\n  \
-        fedllm-client prepare --model smollm2-135m-instruct --data notes.jsonl --out notes.shard\n  \
-        fedllm-client prepare --model smollm2-135m-instruct --data a.json b.csv.gz --template alpaca \
-        --max-tokens 1024 --skip-bad-rows --out mine.shard"
-)]
+#[command(long_about = long_about(), after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The model that will train on the shard: its tokenizer and chat template are used.
     #[arg(long, value_name = "M")]
     model: String,
-    /// Files of rows.
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    /// Files of rows; with --dataset also directories of files [default: the Hugging Face cache].
+    #[arg(long, value_name = "FILE", required_unless_present = "dataset", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// What the rows are: alpaca, messages, sharegpt, completion, qa or text [default: detected].
+    /// Read the files as those of a known data set.
+    #[arg(long, value_name = "NAME", conflicts_with = "format")]
+    dataset: Option<String>,
+    /// Which part of the data set to take [default: files whole, of a directory the first split].
+    #[arg(long, value_name = "NAME", requires = "dataset")]
+    split: Option<String>,
+    /// Whose cutting of preferences to follow: paper (at turns) or openfedllm (its split_hh).
+    #[arg(long, value_name = "WHOSE", default_value = "paper", value_parser = compat)]
+    compat: Compat,
+    /// What the rows are, by the names above [default: detected].
     #[arg(long, value_name = "F")]
     format: Option<Format>,
     /// How rows become tokens: alpaca, vicuna, chat or plain [default: chosen by the rows].
@@ -64,8 +85,28 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
+fn long_about() -> String {
+    let sets: Vec<String> = DATASETS
+        .iter()
+        .map(|set| format!("  {:<24} {}", set.name, set.about))
+        .collect();
+    format!(
+        "{ABOUT}\n\nData sets, by these names or those of the Hugging Face hub:\n{}",
+        sets.join("\n")
+    )
+}
+
+fn compat(name: &str) -> Result<Compat, String> {
+    let named = Compat::NAMES.into_iter().find(|(n, _)| *n == name);
+    named.map(|(_, compat)| compat).ok_or_else(|| {
+        let names = Compat::NAMES.map(|(name, _)| name).join(" or ");
+        format!("it is {names}")
+    })
+}
+
 /// Runs `prepare`.
 pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    let dataset = known(args.dataset.as_deref())?;
     let base = open_base(&args.model, global)?;
     let vocabulary = Vocabulary {
         tokenizer: base.tokenizer(),
@@ -73,6 +114,9 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     };
     let options = PrepareOptions {
         files: args.data,
+        dataset,
+        split: args.split,
+        compat: args.compat,
         format: args.format,
         template: args.template,
         max_tokens: args.max_tokens,
@@ -90,6 +134,19 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         None => written,
     }?;
     show(&args.out, facts, &report, global)
+}
+
+fn known(name: Option<&str>) -> anyhow::Result<Option<&'static Dataset>> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    let found = datasets::dataset(name);
+    let hint = found.as_ref().err().and_then(DatasetError::hint);
+    let found = found.map(Some).code(Code::Usage);
+    match hint {
+        Some(hint) => found.hint(hint),
+        None => found,
+    }
 }
 
 fn write(
@@ -118,12 +175,22 @@ struct Stoppable {
     stop: StopFlag,
 }
 
+impl Stoppable {
+    fn writer(&mut self) -> Result<&mut ShardWriter, ShardError> {
+        match self.stop.is_stopped() {
+            true => Err(ShardError::Stopped),
+            false => Ok(&mut self.writer),
+        }
+    }
+}
+
 impl RowSink for Stoppable {
     fn push(&mut self, ids: &[u32], loss: &[u8]) -> Result<(), ShardError> {
-        if self.stop.is_stopped() {
-            return Err(ShardError::Stopped);
-        }
-        self.writer.push(ids, loss)
+        self.writer()?.push(ids, loss)
+    }
+
+    fn push_pair(&mut self, chosen: Row<'_>, rejected: Row<'_>) -> Result<(), ShardError> {
+        self.writer()?.push_pair(chosen, rejected)
     }
 }
 
@@ -156,6 +223,10 @@ fn show(
 }
 
 fn table(out: &Path, bytes: u64, header: &ShardFacts, report: &PrepareReport) -> String {
+    let noun = match report.kind {
+        RowKind::Examples => "rows",
+        RowKind::Preferences => "pairs",
+    };
     let mut lines = vec![line("shard", out.display().to_string())];
     let mut add = |name: &str, value: String| lines.push(line(name, value));
     add(
@@ -163,8 +234,8 @@ fn table(out: &Path, bytes: u64, header: &ShardFacts, report: &PrepareReport) ->
         format!("{bytes} bytes, content {}", header.content.short()),
     );
     for file in &report.files {
-        let (path, format, rows) = (file.path.display(), file.format, file.rows);
-        add("from", format!("{path} ({format}, {rows} rows)"));
+        let (path, format, units) = (file.path.display(), file.format, file.units);
+        add("from", format!("{path} ({format}, {units} {noun})"));
         if !file.ignored.is_empty() {
             add(
                 "not read",
@@ -173,23 +244,29 @@ fn table(out: &Path, bytes: u64, header: &ShardFacts, report: &PrepareReport) ->
         }
     }
     add("template", report.template.to_string());
-    add("rows", report.rows.to_string());
+    add(noun, report.units.to_string());
     let mean = report.tokens as f64 / report.rows.max(1) as f64;
     add(
         "tokens",
         format!(
-            "{}, {mean:.0} a row, longest {}",
-            report.tokens, report.longest
+            "{}, {mean:.0} a row, median {}, longest {}",
+            report.tokens, report.median, report.longest
         ),
     );
     let share = 100.0 * report.loss_tokens as f64 / report.tokens.max(1) as f64;
     add(
         "loss tokens",
-        format!("{} ({share:.0} %)", report.loss_tokens),
+        format!(
+            "{} ({share:.0} %), median {} a row",
+            report.loss_tokens, report.median_loss
+        ),
     );
     add(
         "truncated",
-        format!("{} rows, to {} tokens", report.truncated, report.max_tokens),
+        format!(
+            "{} {noun}, to {} tokens",
+            report.truncated, report.max_tokens
+        ),
     );
     for (reason, count) in &report.dropped {
         add("dropped", format!("{count} rows: {reason}"));

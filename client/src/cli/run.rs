@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// Keep only each block's input and compute the block again going back: slower, far less memory.
     #[arg(long)]
     low_memory: bool,
+    /// Train adapters of at most this rank: for machines that cannot train the federation's own. The
+    /// federation must offer lower ranks.
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_rank: Option<u32>,
     /// Pace uploads by measured bandwidth (BBR): faster where packets are lost by radio.
     #[arg(long)]
     bbr: bool,
@@ -98,6 +102,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         meter: meter.clone(),
         notices: View::new(global).into_notices(),
         stop: governor::stop_on_signals(),
+        max_rank: args.max_rank,
         max_rounds: if args.once { Some(1) } else { args.max_rounds },
         seed: seed(),
     };
@@ -182,9 +187,8 @@ fn joined(shards: &[Shard]) -> anyhow::Result<Shard> {
     }
     let mut builder = ShardBuilder::new();
     for shard in shards {
-        for i in 0..shard.rows() {
-            let row = shard.row(i);
-            data(builder.push(row.ids, row.loss))?;
+        for unit in 0..shard.units() {
+            data(builder.push_unit(shard, unit))?;
         }
     }
     Ok(builder.finish(ShardOrigin {

@@ -6,9 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use clap::ValueEnum;
+use fedllm_models::objective::PreferenceSettings;
 use fedllm_models::train::Memory;
 use fedllm_models::{ModelConfig, lora};
-use fedllm_shared::{Adapter, Factors, LocalOptimizer, LocalSpec, LoraSpec, Targets};
+use fedllm_shared::{
+    Adapter, Factors, LocalOptimizer, LocalSpec, LoraSpec, PreferenceLoss, PreferenceMetrics,
+    RowKind, Targets,
+};
 use serde::Serialize;
 
 use super::Global;
@@ -28,7 +33,9 @@ use crate::train::{Fit, Schedule, StepReport, TrainError, Trained};
     long_about = "Train an adapter alone, without a server: what a client of a federation does in its \
         rounds, on the same code. The result is a PEFT directory (adapter_config.json and \
         adapter_model.safetensors) that `fedllm-client generate --adapter`, PEFT and others load.\n\n\
-        DATA is a shard of `fedllm-client prepare`, or a file of rows that `prepare` would take.",
+        DATA is a shard of `fedllm-client prepare`, or a file of rows that `prepare` would take. Rows of \
+        a chosen and a rejected answer are trained on by direct preference optimization (DPO), \
+        compared with the base model, or with --init-adapter on it.",
     after_help = "Example:\n  \
         fedllm-client train --model smollm2-135m-instruct --data notes.jsonl --out my-adapter --steps 50\n  \
         fedllm-client generate --model smollm2-135m-instruct --adapter my-adapter --chat --prompt 'Hello'"
@@ -78,6 +85,15 @@ pub(crate) struct Args {
     /// Decoupled weight decay.
     #[arg(long, value_name = "W", default_value_t = 0.0)]
     weight_decay: f32,
+    /// For pairs: how strongly the policy is kept near the reference.
+    #[arg(long, value_name = "B", default_value_t = 0.1)]
+    beta: f32,
+    /// For pairs: the share of them that are labelled the wrong way round.
+    #[arg(long, value_name = "E", default_value_t = 0.0)]
+    label_smoothing: f32,
+    /// For pairs: the loss.
+    #[arg(long, value_enum, default_value_t = PairLoss::Sigmoid)]
+    pair_loss: PairLoss,
     /// How rows become text: alpaca, vicuna, chat or plain [default: chosen by the rows].
     #[arg(long, value_name = "T")]
     template: Option<TemplateName>,
@@ -104,6 +120,30 @@ pub(crate) struct Args {
     log_json: Option<PathBuf>,
 }
 
+/// A loss over pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PairLoss {
+    /// DPO; with label smoothing cDPO.
+    Sigmoid,
+    /// SLiC's.
+    Hinge,
+    /// IPO.
+    Ipo,
+    /// IPO on log-probabilities averaged over an answer's tokens.
+    IpoMean,
+}
+
+impl PairLoss {
+    fn loss(self) -> PreferenceLoss {
+        match self {
+            Self::Sigmoid => PreferenceLoss::Sigmoid,
+            Self::Hinge => PreferenceLoss::Hinge,
+            Self::Ipo => PreferenceLoss::Ipo,
+            Self::IpoMean => PreferenceLoss::IpoMean,
+        }
+    }
+}
+
 /// Runs `train`.
 pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let base = open_base(&args.model.model, global)?;
@@ -118,6 +158,17 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     };
     let mut fit =
         Fit::new(&model, &device, &spec, &start, None, memory).code(Code::Incompatible)?;
+    if shard.kind() == RowKind::Preferences {
+        let settings = PreferenceSettings {
+            beta: args.beta,
+            label_smoothing: args.label_smoothing,
+            loss: args.pair_loss.loss(),
+        };
+        let reference = args.init_adapter.is_some().then_some(&start);
+        fit = fit
+            .prefer(settings, &spec, reference)
+            .code(Code::Incompatible)?;
+    }
 
     let mut log = args.log_json.as_deref().map(StepLog::create).transpose()?;
     let bar = global.bar(local.steps.into(), "training");
@@ -146,7 +197,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         }
         other => Some(other.code(Code::Data)?),
     };
-    let (adapter, _) = fit.finish()?;
+    let adapter = fit.adapter()?;
     lora::to_peft(&spec, &adapter, base.checkpoint().name())?
         .write(&args.out)
         .code(Code::Data)?;
@@ -200,11 +251,11 @@ fn rows(args: &Args, base: &Base) -> anyhow::Result<Shard> {
         chat: base.chat(),
     };
     let options = PrepareOptions {
-        files: vec![args.data.clone()],
         format: args.format,
         template: args.template,
         max_tokens: args.max_tokens,
         skip_bad_rows: args.skip_bad_rows,
+        ..PrepareOptions::new(vec![args.data.clone()])
     };
     let shard = shard_or_rows(&args.data, vocabulary, &options, &mut |_, _| {});
     let hint = shard.as_ref().err().and_then(PrepareError::hint);
@@ -216,7 +267,7 @@ fn rows(args: &Args, base: &Base) -> anyhow::Result<Shard> {
 }
 
 fn local(args: &Args, shard: &Shard) -> LocalSpec {
-    let epoch = (shard.rows() as u64)
+    let epoch = (shard.units() as u64)
         .div_ceil(args.batch.into())
         .clamp(1, u32::MAX.into());
     LocalSpec {
@@ -277,6 +328,8 @@ struct LoggedStep {
     tokens: u64,
     loss_tokens: u64,
     seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preference: Option<PreferenceMetrics>,
 }
 
 impl StepLog {
@@ -301,6 +354,7 @@ impl StepLog {
             tokens: step.tokens,
             loss_tokens: step.loss_tokens,
             seconds: step.seconds,
+            preference: step.preference,
         };
         let written = serde_json::to_writer(&mut self.file, &line)
             .map_err(std::io::Error::from)

@@ -67,7 +67,8 @@ impl<D: Dial> Session<D> {
             DeclineReason::WrongBase
             | DeclineReason::WrongLayout
             | DeclineReason::OutOfBounds
-            | DeclineReason::Unsupported => true,
+            | DeclineReason::Unsupported
+            | DeclineReason::WrongRows => true,
         };
         if lasting {
             self.give_up(SessionError::Unfit(*reason));

@@ -99,6 +99,12 @@ impl<D: Dial> Session<D> {
 
     pub(super) fn trained(&mut self, update: Update) {
         self.failures = 0;
+        if let Some(variate) = &update.variate {
+            let (round, run) = (update.offer.round, self.participant.state().run);
+            let (run, since) = (run.unwrap_or_default(), variate.since);
+            let kept = self.store.save_variate(run, round, since, &variate.bytes);
+            self.note_state(kept);
+        }
         // On a full disk the update is sent from memory all the same; see `note_state`.
         let saved = self
             .store
@@ -221,7 +227,14 @@ impl<D: Dial> Session<D> {
 
     pub(super) fn reload(&mut self, offer: UpdateOffer) -> Result<(), SessionError> {
         match self.store.load_delta(offer.blob)? {
-            Some(blob) => self.update = Some(Update { offer, blob }),
+            Some(blob) => {
+                let variate = None;
+                self.update = Some(Update {
+                    offer,
+                    blob,
+                    variate,
+                });
+            }
             None => {
                 tracing::warn!(round = offer.round.0, "the update that was kept is gone");
                 self.input(ParticipantInput::HeldLost);

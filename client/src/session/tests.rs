@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fedllm_shared::{
     BlobRequest, BlobResponse, CHUNK_BYTES, ClientMessage, Codec, Delta, Digest, Factors,
     FailReason, LocalOptimizer, LocalRule, LocalSpec, ObjectiveSpec, RoundId, RoundOutcome,
-    RoundSummary, RunId, Targets, TensorSpec, TrainTask, UpdateMetrics, Welcome, decode_delta,
-    encode_adapter,
+    RoundSummary, RunId, Targets, TensorSpec, TrainTask, UpdateMetrics, VariateForm, VariateOrigin,
+    Welcome, decode_delta, encode_adapter, update_layout,
 };
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
@@ -19,7 +19,7 @@ use super::*;
 use crate::ledger::Kind;
 use crate::net::{LoopbackServer, LoopbackTransport, loopback};
 use crate::shard::{RowSink, ShardBuilder, ShardOrigin};
-use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError};
+use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, VariateStep};
 
 const RUN: RunId = RunId([7; 16]);
 const STEPS: u32 = 3;
@@ -58,6 +58,7 @@ impl Trainer for Pretender {
                 tokens: 10,
                 loss_tokens: 5,
                 seconds: self.step.as_secs_f64(),
+                preference: None,
             });
         }
         // Values that zstd cannot shorten much, so that large deltas have several chunks.
@@ -70,8 +71,16 @@ impl Trainer for Pretender {
             noise ^= noise << 5;
             *value += noise as f32 / u32::MAX as f32;
         }
+        // The own variate grows by one each time.
+        let variate = request.variates.map(|variates| {
+            let delta = Delta::new(self.layout.clone(), vec![1.0; self.layout.len()]).unwrap();
+            let mut own = variates.own.clone();
+            own.apply(&delta, 1.0).unwrap();
+            VariateStep { own, delta }
+        });
         Ok(LocalUpdate {
             delta: Delta::new(self.layout.clone(), values).unwrap(),
+            variate,
             metrics: UpdateMetrics {
                 loss_first: 1.0,
                 loss_last: 0.25,
@@ -165,6 +174,7 @@ impl Case {
             meter: self.meter.clone(),
             notices: Box::new(move |notice| notices.lock().unwrap().push(notice)),
             stop: self.stop.clone(),
+            max_rank: None,
             max_rounds: self.max_rounds,
             seed: 1,
         });
@@ -415,6 +425,57 @@ async fn a_round_goes_from_hello_to_the_final_adapter() {
         notices.last(),
         Some(Notice::Finished { version: 1 })
     ));
+}
+
+/// Two rounds, one of them refused, and one after the variate was lost.
+#[tokio::test]
+async fn a_control_variate_goes_on_from_the_last_update_that_counts() {
+    let mut case = Case::new(4);
+    let (_client, mut connections) = case.start();
+    let (mut server, _) = connections.next().await;
+    let both = Arc::new(update_layout(&case.layout, Factors::Both, true).unwrap());
+    let own = |bytes: &[u8]| {
+        let values = decode_delta(bytes, &both, Codec::F32).unwrap();
+        values.values()[case.layout.len()]
+    };
+    let store = RoundStore::at(case.folder.path());
+    let kept = |round| {
+        let variate = store.load_variate(RUN, RoundId(round), &case.layout);
+        variate.map(|variate| variate.values()[0])
+    };
+    for (round, since, origin, variate) in [
+        (0, None, VariateOrigin::Fresh, 1.0),
+        (1, Some(RoundId(0)), VariateOrigin::Kept, 2.0),
+        // Round 1 did not count.
+        (2, Some(RoundId(0)), VariateOrigin::Kept, 2.0),
+        (3, Some(RoundId(2)), VariateOrigin::Lost, 1.0),
+    ] {
+        if origin == VariateOrigin::Lost {
+            std::fs::remove_file(case.folder.path().join("variate-2.bin")).unwrap();
+        }
+        let mut task = case.task(round);
+        task.rule = LocalRule::ControlVariate {
+            variate: BlobRef::of(&case.adapter),
+            form: VariateForm::Gradient,
+            since,
+        };
+        server.say(ServerMessage::Task(Box::new(task)));
+        server.answer().await;
+        // The adapter, then the server's variate: here the same bytes.
+        server.serve_get(&case.adapter).await;
+        server.serve_get(&case.adapter).await;
+        let offer = server.offer().await;
+        assert_eq!((offer.round, offer.variate), (RoundId(round), origin));
+        assert_eq!(kept(round), Some(variate), "{round}");
+        if round == 1 {
+            server.say(ServerMessage::Refused {
+                round: RoundId(1),
+                reason: fedllm_shared::RefuseReason::Malformed,
+            });
+        } else {
+            assert_eq!(own(&server.take(&offer).await), 1.0);
+        }
+    }
 }
 
 #[tokio::test]

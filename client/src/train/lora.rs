@@ -5,19 +5,22 @@ use std::time::Instant;
 
 use fedllm_models::device;
 use fedllm_models::lora::{self, Lora, LoraError};
+use fedllm_models::objective::{PairReference, PreferenceSettings};
 use fedllm_models::ops::AdamW;
-use fedllm_models::train::{Memory, StepError, StepSettings, Trainer as ModelTrainer};
+use fedllm_models::train::{
+    Correction, Memory, Outcome, StepError, StepSettings, StepStats, Trainer as ModelTrainer,
+};
 use fedllm_models::{Batch, CausalLm};
 use fedllm_shared::{
-    Adapter, Delta, Digest, Layout, LocalRule, LocalSpec, LoraSpec, ObjectiveSpec, RunId,
-    UpdateMetrics,
+    Adapter, Delta, Digest, Layout, LocalRule, LocalSpec, LoraSpec, ObjectiveSpec,
+    PreferenceMetrics, RunId, UpdateMetrics,
 };
 
-use super::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer};
+use super::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer, VariateStep};
 use crate::governor::StopFlag;
 use crate::shard::{Batcher, Shard};
 
-/// Trains by AdamW on the loss tokens of a shard's rows.
+/// Trains on a shard as a task says.
 pub struct LoraTrainer {
     model: Arc<CausalLm>,
     base: Digest,
@@ -49,7 +52,6 @@ impl LoraTrainer {
 impl Trainer for LoraTrainer {
     fn fit(&mut self, request: FitRequest<'_>) -> Result<LocalUpdate, TrainError> {
         let task = request.task;
-        check_task(&task.objective, &task.rule)?;
         let optimizer = self.kept.take().filter(|(run, _)| *run == task.run);
         let schedule = Schedule {
             local: &task.local,
@@ -63,22 +65,25 @@ impl Trainer for LoraTrainer {
             request.global,
             optimizer.map(|(_, optimizer)| optimizer),
             self.memory,
-        )?;
-        let trained = fit.run(&schedule, request.shard, request.stop, request.on_step)?;
-        let (local, optimizer) = fit.finish()?;
-        if task.local.keep_optimizer {
-            self.kept = Some((task.run, optimizer));
+        )?
+        .correct(correction(&request)?)?;
+        if let ObjectiveSpec::Dpo(spec) = &task.objective {
+            let settings = PreferenceSettings {
+                beta: spec.beta,
+                label_smoothing: spec.label_smoothing,
+                loss: spec.loss,
+            };
+            fit = fit.prefer(settings, &task.lora, request.reference)?;
         }
-        let delta = Delta::between(&local, request.global).map_err(|_| TrainError::NotFinite {
-            what: "update",
-            step: task.local.steps,
-        })?;
-        Ok(LocalUpdate {
-            delta,
-            metrics: trained.metrics,
-            rows: request.shard.rows() as u64,
-            loss_tokens: trained.loss_tokens,
-        })
+        let trained = fit.run(&schedule, request.shard, request.stop, request.on_step)?;
+        let outcome = fit.finish()?;
+        if task.local.keep_optimizer {
+            self.kept = outcome
+                .optimizer
+                .clone()
+                .map(|optimizer| (task.run, optimizer));
+        }
+        update(&request, outcome, trained)
     }
 
     fn base(&self) -> Digest {
@@ -93,6 +98,55 @@ impl Trainer for LoraTrainer {
         let layout = lora::layout(self.model.config(), lora).map_err(incompatible)?;
         Ok(Arc::new(layout))
     }
+}
+
+/// What corrects the task's gradients.
+fn correction<'a>(request: &FitRequest<'a>) -> Result<Correction<'a>, TrainError> {
+    match (&request.task.rule, request.variates) {
+        (LocalRule::Plain, _) => Ok(Correction::Plain),
+        (LocalRule::Proximal { mu }, _) => Ok(Correction::Proximal { mu: *mu }),
+        (LocalRule::ControlVariate { form, .. }, Some(variates)) => {
+            Ok(Correction::ControlVariate {
+                server: variates.server.values(),
+                client: variates.own.values(),
+                form: *form,
+            })
+        }
+        (LocalRule::ControlVariate { .. }, None) => Err(TrainError::Incompatible {
+            reason: "the task needs control variates and none are here".to_owned(),
+        }),
+    }
+}
+
+/// What a fit came to, as a difference.
+fn update(
+    request: &FitRequest<'_>,
+    outcome: Outcome,
+    trained: Trained,
+) -> Result<LocalUpdate, TrainError> {
+    let layout = outcome.lora.trained().clone();
+    let not_finite = |_| TrainError::NotFinite {
+        what: "update",
+        step: request.task.local.steps,
+    };
+    let select = |adapter: &Adapter| adapter.select(&layout).map_err(not_finite);
+    let local = select(&outcome.lora.to_adapter().map_err(not_finite)?)?;
+    let delta = Delta::between(&local, &select(request.global)?).map_err(not_finite)?;
+    let variate = match (request.variates, outcome.variate) {
+        (Some(variates), Some(values)) => {
+            let own = Adapter::new(layout, values).map_err(not_finite)?;
+            let delta = Delta::between(&own, &variates.own).map_err(not_finite)?;
+            Some(VariateStep { own, delta })
+        }
+        _ => None,
+    };
+    Ok(LocalUpdate {
+        delta,
+        variate,
+        metrics: trained.metrics,
+        rows: request.shard.units() as u64,
+        loss_tokens: trained.loss_tokens,
+    })
 }
 
 /// What the steps of one fit are made of.
@@ -119,6 +173,8 @@ pub struct Fit<'a> {
     trainer: ModelTrainer<'a>,
     device: &'a str,
     model: &'a CausalLm,
+    /// The loss over pairs and the adapter that the policy is compared with, if not the base.
+    preference: Option<(PreferenceSettings, Option<Lora>)>,
 }
 
 impl<'a> Fit<'a> {
@@ -140,14 +196,52 @@ impl<'a> Fit<'a> {
                 reason: LoraError::to_string(&error),
             }
         })?;
-        let trainer = match optimizer {
-            Some(optimizer) => ModelTrainer::with_optimizer(model, lora, optimizer, memory),
-            None => ModelTrainer::new(model, lora, memory),
-        };
+        let mut trainer = ModelTrainer::new(model, lora, memory);
+        if let Some(optimizer) = optimizer {
+            trainer = trainer.with_optimizer(optimizer);
+        }
         Ok(Self {
             trainer,
             device,
             model,
+            preference: None,
+        })
+    }
+
+    /// Corrects the steps; the adapter as it stands is the anchor.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Incompatible`] if control variates are not those of this adapter.
+    pub fn correct(self, correction: Correction<'_>) -> Result<Self, TrainError> {
+        let trainer = self.trainer.with_correction(correction);
+        let trainer = trainer.map_err(|error| TrainError::Incompatible {
+            reason: error.to_string(),
+        })?;
+        Ok(Self { trainer, ..self })
+    }
+
+    /// Minimizes a loss over pairs, compared with the base or with `reference` on it.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Incompatible`] if the reference is not an adapter of this model.
+    pub fn prefer(
+        self,
+        settings: PreferenceSettings,
+        spec: &LoraSpec,
+        reference: Option<&Adapter>,
+    ) -> Result<Self, TrainError> {
+        let (model, device) = (self.model, self.model.device());
+        let reference = reference.map(|adapter| Lora::new(model.config(), spec, adapter, device));
+        let reference = reference
+            .transpose()
+            .map_err(|error| TrainError::Incompatible {
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            preference: Some((settings, reference)),
+            ..self
         })
     }
 
@@ -166,7 +260,7 @@ impl<'a> Fit<'a> {
         let local = schedule.local;
         let started = Instant::now();
         let mut batches = Batcher::new(
-            shard.rows(),
+            shard.units(),
             local.batch as usize,
             schedule.seed,
             local.shuffle,
@@ -179,13 +273,13 @@ impl<'a> Fit<'a> {
                     steps: local.steps,
                 });
             }
-            let rows = batches.next().ok_or_else(|| TrainError::Data {
+            let units = batches.next().ok_or_else(|| TrainError::Data {
                 reason: "it has no rows".to_owned(),
             })?;
             let began = Instant::now();
-            let batch = pack(shard, &rows, local.max_tokens as usize)?;
+            let batch = pack(shard, &units, local.max_tokens as usize)?;
             let settings = settings(local, schedule, step);
-            let stats = self.step(&batch, &settings, step)?;
+            let (stats, preference) = self.step(&batch, &settings, step)?;
             let report = StepReport {
                 step,
                 steps: local.steps,
@@ -194,6 +288,7 @@ impl<'a> Fit<'a> {
                 tokens: stats.tokens,
                 loss_tokens: stats.loss_tokens,
                 seconds: began.elapsed().as_secs_f64(),
+                preference,
             };
             sums.add(&report);
             on_step(report);
@@ -201,18 +296,31 @@ impl<'a> Fit<'a> {
         Ok(sums.finish(started))
     }
 
-    /// The adapter and the optimizer's moments.
+    /// The adapter, the optimizer's moments, and the client's control variate if it has one.
     ///
     /// # Errors
     ///
-    /// [`TrainError::NotFinite`] if a value of the adapter is not finite.
-    pub fn finish(self) -> Result<(Adapter, AdamW), TrainError> {
-        let (lora, optimizer) = self.trainer.into_parts();
-        let adapter = lora.to_adapter().map_err(|_| TrainError::NotFinite {
+    /// [`TrainError::Device`] if the device fails.
+    pub fn finish(self) -> Result<Outcome, TrainError> {
+        let (model, device) = (self.model, self.device);
+        let outcome = device::run_checked(model.device(), || self.trainer.into_outcome());
+        outcome.map_err(|error| TrainError::Device {
+            device: device.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The adapter as it stands.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::NotFinite`] if a value of it is not finite.
+    pub fn adapter(&self) -> Result<Adapter, TrainError> {
+        let adapter = self.trainer.lora().to_adapter();
+        adapter.map_err(|_| TrainError::NotFinite {
             what: "update",
             step: 0,
-        })?;
-        Ok((adapter, optimizer))
+        })
     }
 
     fn step(
@@ -220,9 +328,25 @@ impl<'a> Fit<'a> {
         batch: &Batch,
         settings: &StepSettings,
         step: u32,
-    ) -> Result<fedllm_models::train::StepStats, TrainError> {
-        let (trainer, model) = (&mut self.trainer, self.model);
-        let outcome = device::run_checked(model.device(), || trainer.step(batch, settings));
+    ) -> Result<(StepStats, Option<PreferenceMetrics>), TrainError> {
+        let (trainer, model, preference) = (&mut self.trainer, self.model, &self.preference);
+        let outcome = device::run_checked(model.device(), || match preference {
+            None => trainer.step(batch, settings).map(|stats| (stats, None)),
+            Some((preference, reference)) => {
+                let reference = reference
+                    .as_ref()
+                    .map_or(PairReference::Base, PairReference::Adapter);
+                let (stats, pairs) =
+                    trainer.preference_step(batch, reference, settings, preference)?;
+                let pairs = PreferenceMetrics {
+                    chosen: pairs.chosen,
+                    rejected: pairs.rejected,
+                    margin: pairs.margin,
+                    accuracy: pairs.accuracy,
+                };
+                Ok((stats, Some(pairs)))
+            }
+        });
         let failed = |reason: String| TrainError::Device {
             device: self.device.to_owned(),
             reason,
@@ -253,6 +377,8 @@ struct Sums {
     norm: f64,
     tokens: u64,
     loss_tokens: u64,
+    /// Of the chosen and rejected rewards, the margin and the accuracy.
+    pairs: Option<[f64; 4]>,
 }
 
 impl Sums {
@@ -266,6 +392,13 @@ impl Sums {
         self.norm += f64::from(report.grad_norm);
         self.tokens += report.tokens;
         self.loss_tokens += report.loss_tokens;
+        if let Some(pairs) = &report.preference {
+            let figures = [pairs.chosen, pairs.rejected, pairs.margin, pairs.accuracy];
+            let sums = self.pairs.get_or_insert([0.0; 4]);
+            for (sum, figure) in sums.iter_mut().zip(figures) {
+                *sum += f64::from(figure);
+            }
+        }
     }
 
     fn finish(self, started: Instant) -> Trained {
@@ -278,17 +411,25 @@ impl Sums {
                 grad_norm_mean: (self.norm / steps) as f32,
                 tokens: self.tokens,
                 seconds: started.elapsed().as_secs_f64(),
-                preference: None,
+                preference: self.pairs.map(|sums| {
+                    let [chosen, rejected, margin, accuracy] = sums.map(|sum| (sum / steps) as f32);
+                    PreferenceMetrics {
+                        chosen,
+                        rejected,
+                        margin,
+                        accuracy,
+                    }
+                }),
             },
             loss_tokens: self.loss_tokens,
         }
     }
 }
 
-/// Packs rows of a shard, each cut to `max_tokens`.
-fn pack(shard: &Shard, rows: &[usize], max_tokens: usize) -> Result<Batch, TrainError> {
+/// Packs units of a shard, each row cut to `max_tokens`.
+fn pack(shard: &Shard, units: &[usize], max_tokens: usize) -> Result<Batch, TrainError> {
     let mut batch = Batch::default();
-    for &row in rows {
+    for row in units.iter().flat_map(|&unit| shard.rows_of(unit)) {
         let row = shard.row(row);
         let len = row.ids.len().min(max_tokens);
         batch.push(&row.ids[..len], |i| row.loss[i] != 0);
@@ -303,6 +444,7 @@ fn pack(shard: &Shard, rows: &[usize], max_tokens: usize) -> Result<Batch, Train
 
 fn settings(local: &LocalSpec, schedule: &Schedule<'_>, step: u32) -> StepSettings {
     StepSettings {
+        optimizer: local.optimizer,
         lr: local.lr,
         beta1: local.beta1,
         beta2: local.beta2,
@@ -311,16 +453,6 @@ fn settings(local: &LocalSpec, schedule: &Schedule<'_>, step: u32) -> StepSettin
         max_grad_norm: local.max_grad_norm,
         dropout: schedule.dropout,
         seed: schedule.seed ^ u64::from(step).wrapping_mul(0x9E37_79B9_7F4A_7C15),
-    }
-}
-
-/// This version trains plain SFT; anything else is a newer server's.
-fn check_task(objective: &ObjectiveSpec, rule: &LocalRule) -> Result<(), TrainError> {
-    match (objective, rule) {
-        (ObjectiveSpec::Sft, LocalRule::Plain) => Ok(()),
-        (objective, rule) => Err(TrainError::Incompatible {
-            reason: format!("this client cannot train {objective:?} with {rule:?}"),
-        }),
     }
 }
 

@@ -4,7 +4,9 @@ mod lora;
 
 use std::sync::Arc;
 
-use fedllm_shared::{Adapter, Delta, Digest, Layout, LoraSpec, TrainTask, UpdateMetrics};
+use fedllm_shared::{
+    Adapter, Delta, Digest, Layout, LoraSpec, PreferenceMetrics, TrainTask, UpdateMetrics,
+};
 use thiserror::Error;
 
 use crate::governor::StopFlag;
@@ -18,12 +20,34 @@ pub struct FitRequest<'a> {
     pub task: &'a TrainTask,
     /// The shared adapter to start from.
     pub global: &'a Adapter,
+    /// The control variates, if the task's rule needs them.
+    pub variates: Option<&'a Variates>,
+    /// The adapter that the policy is compared with, unless that is the base.
+    pub reference: Option<&'a Adapter>,
     /// The owner's data.
     pub shard: &'a Shard,
     /// Asks for the end after the current step.
     pub stop: &'a StopFlag,
     /// Is told of every step.
     pub on_step: &'a mut dyn FnMut(StepReport),
+}
+
+/// SCAFFOLD's control variates, over the factors that are trained.
+#[derive(Clone, Debug)]
+pub struct Variates {
+    /// The server's.
+    pub server: Adapter,
+    /// The client's own.
+    pub own: Adapter,
+}
+
+/// A client's control variate after a round.
+#[derive(Clone, Debug)]
+pub struct VariateStep {
+    /// The new one.
+    pub own: Adapter,
+    /// The new one minus the old one.
+    pub delta: Delta,
 }
 
 /// What one step of training did.
@@ -43,13 +67,17 @@ pub struct StepReport {
     pub loss_tokens: u64,
     /// Seconds that the step took.
     pub seconds: f64,
+    /// Rewards of the step's pairs, if it trains on pairs.
+    pub preference: Option<PreferenceMetrics>,
 }
 
 /// What local training gives back.
 #[derive(Clone, Debug)]
 pub struct LocalUpdate {
-    /// Local adapter minus shared adapter.
+    /// Local adapter minus shared adapter, over the factors that are trained.
     pub delta: Delta,
+    /// The client's control variate, if the task's rule has one.
+    pub variate: Option<VariateStep>,
     /// Losses and times.
     pub metrics: UpdateMetrics,
     /// Rows trained on; the server may weigh by them.
