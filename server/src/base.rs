@@ -1,11 +1,11 @@
 //! The base model as far as a server needs it: its names and the adapter's shape, no weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fedllm_client::{ModelError, Progress, Template, TemplateError, TemplateName};
 use fedllm_models::checkpoint::{Checkpoint, CheckpointError};
-use fedllm_models::lora;
+use fedllm_models::{ModelConfig, PeftAdapter, lora};
 use fedllm_shared::{Adapter, AdapterError, Digest, Federation, Layout, LayoutError, ModelSource};
 use thiserror::Error;
 
@@ -41,6 +41,9 @@ pub enum BaseError {
     /// The first adapter could not be made.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// The adapter to start from cannot be read.
+    #[error("adapter.start: {0}")]
+    Start(String),
 }
 
 /// What clients of one run must have in common.
@@ -94,11 +97,39 @@ impl Base {
             digest,
             tokenizer: tokenizer.fingerprint(),
             template: template.digest(),
-            adapter: lora::init(&layout, federation.lora.seed)?,
+            adapter: first_adapter(federation, checkpoint.config(), &layout)?,
             layout,
             model: checkpoint.name().to_owned(),
         })
     }
+}
+
+/// A fresh adapter, or the one that the settings start from.
+pub(crate) fn first_adapter(
+    federation: &Federation,
+    config: &ModelConfig,
+    layout: &Arc<Layout>,
+) -> Result<Adapter, BaseError> {
+    let Some(start) = &federation.start else {
+        return Ok(lora::init(layout, federation.lora.seed)?);
+    };
+    let failed = |error: String| BaseError::Start(format!("{start}: {error}"));
+    let peft = PeftAdapter::read(Path::new(start)).map_err(|error| failed(error.to_string()))?;
+    let (spec, adapter) =
+        lora::from_peft(config, &peft).map_err(|error| failed(error.to_string()))?;
+    let wanted = &federation.lora;
+    if adapter.layout() != layout || spec.scale() != wanted.scale() {
+        return Err(failed(format!(
+            "it has rank {}, scale {} and targets {}; [adapter] says rank {}, scale {}, targets {}",
+            spec.rank,
+            spec.scale(),
+            spec.targets,
+            wanted.rank,
+            wanted.scale(),
+            wanted.targets
+        )));
+    }
+    Ok(adapter)
 }
 
 /// Opens the base model that the settings name, downloading it if need be.

@@ -8,24 +8,31 @@ mod admin;
 mod aggregate;
 mod base;
 pub mod cli;
+mod evaluate;
 mod files;
 mod folder;
 mod host;
 mod net;
+mod offline;
 mod operator;
 mod pki;
 mod record;
 mod server;
+pub mod simulate;
 mod store;
 #[cfg(test)]
 mod testing;
 
 pub use admin::{AdminError, ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status};
-pub use aggregate::{AggregateError, Source, weighted_mean};
+pub use aggregate::{
+    AggregateError, ExactMean, Held, RankedSource, Source, WeightedSource, exact_mean, product_gap,
+    truncate, weighted_mean, weighted_sum, weighted_sum_held,
+};
 pub use base::{Base, BaseError};
 pub use folder::{Folder, FolderError, InitOptions};
 pub use host::HostError;
 pub use net::EndpointError;
+pub use offline::{OfflineError, OfflineReport, OfflineRound, TensorError, Tensors};
 pub use operator::{Invited, OperatorError, Revoked};
 pub use pki::{Authority, IssuedCertificate, PkiError, SERVER_NAME, ServerIdentity, client_id};
 pub use record::RecordError;

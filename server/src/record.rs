@@ -1,6 +1,9 @@
 //! What the record says without a running server: the run's facts, its status, its adapters.
 
-use fedllm_shared::{BlobRef, Digest, Federation, Layout, LoraSpec, ModelVersion, RunId};
+use fedllm_shared::{
+    BlobRef, Coordinator, Digest, Federation, Layout, LoraSpec, ModelVersion, RunId, SnapshotError,
+    Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -45,6 +48,18 @@ pub enum RecordError {
         /// The last round that has closed, or `none`.
         last: String,
     },
+    /// No client has this name.
+    #[error("no client is called {0:?}")]
+    NoClient(String),
+    /// The client has no adapter of its own.
+    #[error(
+        "{0} has no adapter of its own: only clients of strategy.name = \"local\" have, from their \
+         first round on"
+    )]
+    NoOwn(String),
+    /// What the run consists of cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The record failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -100,6 +115,23 @@ pub(crate) fn stored_adapter(
     Ok(StoredAdapter {
         version,
         blob,
+        facts,
+    })
+}
+
+/// The adapter of one client, where nothing is averaged.
+pub(crate) fn own_adapter(store: &RunStore, name: &str) -> Result<StoredAdapter, RecordError> {
+    let facts = RunFacts::load(store)?.ok_or(RecordError::NotBegun)?;
+    let snapshot = store.snapshot()?.ok_or(RecordError::NotBegun)?;
+    let coordinator = Coordinator::restore(&snapshot, Timestamp::ZERO)?;
+    let (version, models) = coordinator.model();
+    let mut clients = store.clients()?.into_iter();
+    let client = clients.find(|client| client.name == name);
+    let client = client.ok_or_else(|| RecordError::NoClient(name.to_owned()))?;
+    let own = models.own.get(&client.client);
+    Ok(StoredAdapter {
+        version,
+        blob: *own.ok_or_else(|| RecordError::NoOwn(name.to_owned()))?,
         facts,
     })
 }

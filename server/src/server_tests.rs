@@ -261,7 +261,7 @@ async fn strangers_stay_outside() {
         "{reason}"
     );
     // Another version of the protocol.
-    let other = dial(server.addr(), unauthenticated(b"fedllm/2")).await;
+    let other = dial(server.addr(), unauthenticated(b"fedllm/1")).await;
     assert!(other.unwrap_err().to_string().contains("120"));
     // A certificate of another federation, of the same name.
     let elsewhere = federation(&parent.path().join("g"), &[]);

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::{ClientState, Metrics};
 use crate::host::HostHandle;
 use crate::operator::{Invited, OperatorError, Revoked, invite, revoke};
-use crate::record::stored_adapter;
+use crate::record::{own_adapter, stored_adapter};
 use crate::store::RunStore;
 
 /// Events in one answer.
@@ -126,14 +126,21 @@ async fn show_events(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
     }
 }
 
-/// Where the adapter of `?round=N`, or the last one, lies in the folder.
+/// Where the adapter of `?round=N`, of `?client=NAME` in hex, or the last one, lies in the folder.
 async fn show_adapter(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
+    let client = match client_name(&uri) {
+        Ok(client) => client,
+        Err(reason) => return failure(StatusCode::BAD_REQUEST, &reason),
+    };
     let round = match number(&uri, "round=") {
         Ok(round) => round,
         Err(reason) => return failure(StatusCode::BAD_REQUEST, &reason),
     };
-    let read = tokio::task::spawn_blocking(move || stored_adapter(&admin.store, round)).await;
-    match read {
+    let read = tokio::task::spawn_blocking(move || match &client {
+        Some(client) => own_adapter(&admin.store, client),
+        None => stored_adapter(&admin.store, round),
+    });
+    match read.await {
         Ok(Ok(adapter)) => Json(adapter).into_response(),
         Ok(Err(error)) => failure(StatusCode::CONFLICT, &error.to_string()),
         Err(_) => failure(
@@ -203,6 +210,17 @@ async fn change<T: serde::Serialize + Send + 'static>(
 }
 
 /// The number behind `name` in the query, if it is there.
+fn client_name(uri: &Uri) -> Result<Option<String>, String> {
+    let mut query = uri.query().unwrap_or_default().split('&');
+    let Some(hex) = query.find_map(|pair| pair.strip_prefix("client=")) else {
+        return Ok(None);
+    };
+    let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes());
+    let name = bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    name.map(Some)
+        .ok_or_else(|| "client= must be a name in hex".to_owned())
+}
+
 fn number(uri: &Uri, name: &str) -> Result<Option<u64>, String> {
     let mut query = uri.query().unwrap_or_default().split('&');
     let Some(text) = query.find_map(|pair| pair.strip_prefix(name)) else {

@@ -115,6 +115,15 @@ pub struct ClosedRound {
     pub loss: f64,
     /// The length (L2) of the step that the adapter took.
     pub step_norm: f64,
+    /// How far apart the clients' deltas were, relative to their mean.
+    #[serde(default)]
+    pub drift: f64,
+    /// How far averaging the factors apart is from averaging their products, relative to that.
+    #[serde(default)]
+    pub gap: Option<f64>,
+    /// What factorising the products' mean anew lost, relative to it.
+    #[serde(default)]
+    pub discarded: Option<f64>,
     /// Bytes of the updates.
     pub bytes: u64,
     /// How long the round took, with averaging.
@@ -288,6 +297,9 @@ mod tests {
                 rejected: 0,
                 loss: 2.25,
                 step_norm: 0.5,
+                drift: 0.25,
+                gap: Some(0.125),
+                discarded: None,
                 bytes: 3 << 20,
                 seconds: 12.0,
             }],

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use data_encoding::HEXLOWER;
 use fedllm_client::{Code, Explain};
 use fedllm_models::{PeftAdapter, PeftConfig, PeftTensor, Projection, write_gguf_lora};
 use fedllm_shared::{Adapter, Target, decode_adapter};
 
 use super::{DirArg, Global, Operator, ask, open_folder};
 use crate::base::checkpoint;
-use crate::record::{StoredAdapter, stored_adapter};
+use crate::record::{StoredAdapter, own_adapter, stored_adapter};
 use crate::store::DirBlobs;
 
 /// Write the adapter in a format that other programs read.
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// The round whose adapter is wanted [default: the last].
     #[arg(long, value_name = "N")]
     round: Option<u64>,
+    /// The client whose own adapter is wanted, where strategy.name is "local".
+    #[arg(long, value_name = "NAME", conflicts_with = "round")]
+    client: Option<String>,
     /// Print what was written as JSON.
     #[arg(long)]
     json: bool,
@@ -51,12 +55,19 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let folder = open_folder(&args.folder.dir)?;
     let stored: StoredAdapter = match Operator::find(&folder)? {
         Operator::Running(address) => {
-            let round = args.round.map(|round| format!("?round={round}"));
-            let target = format!("/adapter{}", round.unwrap_or_default());
-            ask(&address, "GET", &target, None::<&()>)?
+            let which = match (&args.client, args.round) {
+                // In hex, since a name may have any character.
+                (Some(client), _) => format!("?client={}", HEXLOWER.encode(client.as_bytes())),
+                (None, Some(round)) => format!("?round={round}"),
+                (None, None) => String::new(),
+            };
+            ask(&address, "GET", &format!("/adapter{which}"), None::<&()>)?
         }
-        Operator::Stopped(store) => stored_adapter(&store, args.round)
-            .hint("fedllm-server status shows which rounds have closed")?,
+        Operator::Stopped(store) => match &args.client {
+            Some(client) => own_adapter(&store, client),
+            None => stored_adapter(&store, args.round),
+        }
+        .hint("fedllm-server status shows the clients, and which rounds have closed")?,
     };
     let blobs = DirBlobs::open(&folder.state().join("blobs"))?;
     let bytes = blobs

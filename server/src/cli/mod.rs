@@ -1,11 +1,13 @@
 //! The command line of `fedllm-server`: one file per subcommand, and what they share.
 
+mod aggregate;
 mod export;
 mod init;
 mod invite;
 mod quickstart;
 mod revoke;
 mod serve;
+mod simulate;
 mod status;
 
 use std::ffi::OsString;
@@ -85,10 +87,14 @@ enum Command {
     Init(init::Args),
     /// Run the federation in a folder until its rounds are done or a signal comes.
     Serve(serve::Args),
+    /// Run an experiment of virtual clients: any algorithm on any split, reproducibly.
+    Simulate(Box<simulate::Args>),
     /// Let one client in: prints a one-time join token.
     Invite(invite::Args),
     /// Show rounds, clients, losses and bytes.
     Status(status::Args),
+    /// Do one round from files, for federations that exchange nothing else.
+    Aggregate(aggregate::Args),
     /// Write the adapter in a format that other programs read.
     Export(export::Args),
     /// Put a client out; its connection is closed at once.
@@ -118,8 +124,9 @@ impl Global {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    // The quickstart tells what happens in its own words.
-    let terse = cli.options.quiet || matches!(cli.command, Command::Quickstart(_));
+    // The quickstart and simulations tell what happens in their own words.
+    let terse =
+        cli.options.quiet || matches!(cli.command, Command::Quickstart(_) | Command::Simulate(_));
     start_logging(cli.options.log_format, terse);
     let global = Global {
         quiet: cli.options.quiet,
@@ -128,8 +135,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Quickstart(args) => quickstart::run(args, &global),
         Command::Init(args) => init::run(args),
         Command::Serve(args) => serve::run(args, &global),
+        Command::Simulate(args) => simulate::run(*args, &global),
         Command::Invite(args) => invite::run(args),
         Command::Status(args) => status::run(args),
+        Command::Aggregate(args) => aggregate::run(args),
         Command::Export(args) => export::run(args, &global),
         Command::Revoke(args) => revoke::run(args),
         Command::Completions { shell } => {
@@ -183,6 +192,22 @@ fn bar(bytes: u64, what: &str) -> indicatif::ProgressBar {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.with_message(what.to_owned())
+}
+
+/// An error for the user: its exit code, and what to do about it.
+fn explained<E>(error: E, code: Code, hint: Option<String>) -> anyhow::Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let result: anyhow::Result<()> = Err(error).code(code);
+    let result = match hint {
+        Some(hint) => result.hint(hint),
+        None => result,
+    };
+    // It was made from an error above.
+    result
+        .err()
+        .unwrap_or_else(|| anyhow::anyhow!("unknown error"))
 }
 
 /// Writes one line of JSON to standard output.

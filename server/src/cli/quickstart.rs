@@ -11,10 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use fedllm_client::{Code, Explain, Shard, StopFlag};
 use fedllm_models::device::DeviceChoice;
-use fedllm_shared::Adapter;
+use fedllm_shared::{Adapter, StrategyKind};
 
 use self::lab::{Bench, Lab};
 use self::owners::{OWNERS, Owner};
@@ -106,6 +106,12 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 }
 
 fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
+    if args.strategy == StrategyKind::Local.name() {
+        let why = "--strategy local has no federated adapter to show";
+        return Err(anyhow!(why)).code(Code::Usage).hint(
+            "the quickstart trains each owner alone in any case, and compares; choose another strategy",
+        );
+    }
     let runtime = tokio::runtime::Runtime::new().context("the network cannot be used")?;
     let mut clock = Instant::now();
     let mut seconds = Seconds::default();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use fedllm_client::{Code, Explain};
+use fedllm_client::Code;
 
 use super::{DirArg, Global, open_folder};
 use crate::base::{Base, BaseError};
@@ -106,7 +106,7 @@ fn explain_base(error: BaseError) -> anyhow::Error {
         }
         _ => (Code::Config, None),
     };
-    explained(error, code, hint)
+    super::explained(error, code, hint)
 }
 
 fn explain_start(error: ServerError) -> anyhow::Error {
@@ -126,20 +126,5 @@ fn explain_start(error: ServerError) -> anyhow::Error {
         }
         _ => (Code::Failure, None),
     };
-    explained(error, code, hint.map(str::to_owned))
-}
-
-fn explained<E>(error: E, code: Code, hint: Option<String>) -> anyhow::Error
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    let result: anyhow::Result<()> = Err(error).code(code);
-    let result = match hint {
-        Some(hint) => result.hint(hint),
-        None => result,
-    };
-    // It was made from an error above.
-    result
-        .err()
-        .unwrap_or_else(|| anyhow::anyhow!("unknown error"))
+    super::explained(error, code, hint.map(str::to_owned))
 }

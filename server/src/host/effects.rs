@@ -9,11 +9,11 @@ use fedllm_shared::{
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::averaging::Job;
+use super::averaging::Averaged;
 use super::handle::{Input, Stored};
 use super::{Host, HostError, LAST_FETCH};
 use crate::admin::{ClientState, OpenRound, RunState, Status};
-use crate::aggregate::{Expected, check_update};
+use crate::aggregate::{Expected, RoundJob, check_update};
 use crate::record::offline;
 
 impl Host {
@@ -73,7 +73,10 @@ impl Host {
         let round = self.coordinator.status().round;
         let kept_rounds = u64::from(self.federation.server.keep_updates_rounds);
         let since = RoundId(round.0.saturating_sub(kept_rounds));
-        let mut keep: HashSet<_> = [self.coordinator.model().1.digest].into();
+        let (_, models) = self.coordinator.model();
+        let first = &self.coordinator.plan().models;
+        let named = models.blobs().chain(first.blobs());
+        let mut keep: HashSet<_> = named.map(|blob| blob.digest).collect();
         keep.extend(
             self.store
                 .versions()?
@@ -96,7 +99,9 @@ impl Host {
             |member| matches!(&member.state, MemberState::Stored(record) if record.blob == blob),
         );
         let mut adapters = self.store.versions()?.into_iter();
-        if !counted && !adapters.any(|(_, adapter)| adapter == blob) {
+        let (_, models) = self.coordinator.model();
+        let named = models.blobs().any(|named| named == blob);
+        if !counted && !named && !adapters.any(|(_, adapter)| adapter == blob) {
             self.blobs.delete(blob.digest)?;
         }
         Ok(())
@@ -111,7 +116,9 @@ impl Host {
     ) -> Result<Expected, BlobRefusal> {
         let awaited = self.coordinator.awaited(client);
         match awaited {
-            Some(offer) if offer.round == round && offer.blob == blob => Ok(self.expected()),
+            Some(offer) if offer.round == round && offer.blob == blob => {
+                self.expected(client).map_err(|_| BlobRefusal::Internal)
+            }
             _ => Err(BlobRefusal::NotExpected),
         }
     }
@@ -182,25 +189,31 @@ impl Host {
                 round,
                 base_version,
                 base,
+                population,
                 updates,
             } => {
                 self.contributors = updates.iter().map(|update| update.client).collect();
-                let job = Job {
+                let plan = self.coordinator.plan();
+                let job = RoundJob {
                     round,
                     base_version,
-                    base,
+                    base: *base,
                     updates,
-                    layout: self.layout.clone(),
-                    codec: self.coordinator.plan().codec,
-                    max_norm: self.coordinator.plan().max_norm,
-                    strategy: self.coordinator.plan().strategy.clone(),
+                    population,
+                    layouts: self.layouts.clone(),
+                    factors: plan.lora.train,
+                    ranks: plan.ranks.iter().map(|plan| plan.rank).collect(),
+                    codec: plan.codec,
+                    max_norm: plan.max_norm,
+                    strategy: plan.strategy.clone(),
                     state: self.optimizer.clone(),
+                    measure_gap: true,
                     blobs: self.blobs.clone(),
                     device: self.device.clone(),
                 };
                 let handle = self.handle.clone();
                 self.compute("averaging", move || {
-                    handle.blocking_tell(Input::Averaged(Box::new(job.run())));
+                    handle.blocking_tell(Input::Averaged(Box::new(Averaged::of(job))));
                 })?;
             }
             CoordinatorAction::Finish { .. } => self.closing = Some(Instant::now() + LAST_FETCH),
@@ -231,7 +244,7 @@ impl Host {
             self.send(client, ServerMessage::Ready { round, offset });
             return Ok(());
         }
-        let (blobs, expected) = (self.blobs.clone(), self.expected());
+        let (blobs, expected) = (self.blobs.clone(), self.expected(client)?);
         let handle = self.handle.clone();
         self.compute("checking", move || {
             let checked = blobs.read(&blob).map(|file| check_update(file, &expected));
@@ -257,13 +270,18 @@ impl Host {
         })
     }
 
-    fn expected(&self) -> Expected {
+    /// What an update of this client must be.
+    fn expected(&self, client: ClientId) -> Result<Expected, HostError> {
         let plan = self.coordinator.plan();
-        Expected {
-            layout: self.layout.clone(),
+        let layouts = self
+            .layouts
+            .of_rank(plan, self.coordinator.rank_of(client))?;
+        Ok(Expected {
+            layout: layouts.update,
+            split: layouts.trained.len(),
             codec: plan.codec,
             max_norm: plan.max_norm,
-        }
+        })
     }
 
     /// Runs `work` on a thread of its own, so that clients are heard meanwhile.

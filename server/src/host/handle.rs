@@ -66,7 +66,7 @@ pub(crate) enum Input {
     Connect(Box<Arrival>, oneshot::Sender<Result<Session, ErrorCode>>),
     Message(Session, ClientMessage),
     Disconnect(Session),
-    MayGet(BlobRef, oneshot::Sender<Result<(), BlobRefusal>>),
+    MayGet(ClientId, BlobRef, oneshot::Sender<Result<(), BlobRefusal>>),
     MayPut(
         ClientId,
         RoundId,
@@ -140,9 +140,9 @@ impl HostHandle {
         self.tell(Input::Disconnect(session)).await;
     }
 
-    /// Whether clients may download the blob.
-    pub(crate) async fn may_get(&self, blob: BlobRef) -> Result<(), BlobRefusal> {
-        let answer = self.ask(|reply| Input::MayGet(blob, reply)).await;
+    /// Whether the client may download the blob.
+    pub(crate) async fn may_get(&self, client: ClientId, blob: BlobRef) -> Result<(), BlobRefusal> {
+        let answer = self.ask(|reply| Input::MayGet(client, blob, reply)).await;
         answer.unwrap_or(Err(BlobRefusal::Internal))
     }
 

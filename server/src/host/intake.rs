@@ -1,15 +1,14 @@
 //! What connections, the operator and threads that compute tell the host.
 
 use fedllm_shared::{
-    BlobRefusal, ClientId, ClientMessage, CoordinatorInput, ErrorCode, MemberState, RefuseReason,
-    UpdateRecord,
+    BlobRefusal, ClientId, ClientMessage, CoordinatorInput, ErrorCode, MemberState, UpdateRecord,
 };
 use tokio::sync::oneshot;
 
-use super::averaging::{Averaged, AveragingError};
+use super::averaging::Averaged;
 use super::handle::{Arrival, Input, Session, Stored};
 use super::{Host, HostError, Next, Verdict};
-use crate::aggregate::AggregateError;
+use crate::aggregate::culprit;
 
 impl Host {
     pub(super) fn take(&mut self, input: Input) -> Result<Next, HostError> {
@@ -26,9 +25,11 @@ impl Host {
                     self.feed(CoordinatorInput::Lost { client });
                 }
             }
-            Input::MayGet(blob, reply) => {
+            Input::MayGet(client, blob, reply) => {
                 let (_, present) = self.coordinator.model();
-                let answer = match blob == present {
+                let first = &self.coordinator.plan().models;
+                let named = present.is_open_to(client, blob) || first.is_open_to(client, blob);
+                let answer = match named {
                     true => Ok(()),
                     false => Err(BlobRefusal::NotExpected),
                 };
@@ -150,12 +151,12 @@ impl Host {
                 self.next_optimizer = Some(next.state);
                 self.feed(CoordinatorInput::Aggregated {
                     round,
-                    adapter: next.adapter,
+                    models: next.models,
                     report: next.report,
                 });
                 return Ok(());
             }
-            Err(failure) => match self.culprit(&failure) {
+            Err(failure) => match culprit(&failure, self.coordinator.members()) {
                 Some(culprit) => culprit,
                 None => return Err(HostError::Averaging(failure.to_string())),
             },
@@ -167,26 +168,6 @@ impl Host {
             reason,
         });
         Ok(())
-    }
-
-    /// Which update is to blame: one that cannot be read back, or the longest if the step is not
-    /// finite.
-    fn culprit(&self, failure: &AveragingError) -> Option<(ClientId, RefuseReason)> {
-        match failure {
-            AveragingError::Aggregate(AggregateError::Update { client, .. }) => {
-                Some((*client, RefuseReason::Malformed))
-            }
-            AveragingError::Step(_) | AveragingError::Aggregate(AggregateError::Mean(_)) => {
-                let members = self.coordinator.members().iter();
-                let norms = members.filter_map(|(client, member)| match &member.state {
-                    MemberState::Stored(record) => Some((*client, record.norm)),
-                    _ => None,
-                });
-                let longest = norms.max_by(|a, b| a.1.total_cmp(&b.1));
-                longest.map(|(client, _)| (client, RefuseReason::NormTooLarge))
-            }
-            _ => None,
-        }
     }
 
     pub(super) fn feed(&mut self, input: CoordinatorInput) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fedllm_shared::{ClientId, Event, EventRecord, Timestamp};
+use fedllm_shared::{ClientId, Event, EventRecord, Timestamp, VariateOrigin};
 use tracing::{debug, info, warn};
 
 use crate::admin::{ClosedRound, Metrics};
@@ -57,6 +57,7 @@ impl Journal {
                 blob,
                 weight,
                 metrics,
+                ..
             } => {
                 let update = AcceptedUpdate {
                     blob: *blob,
@@ -86,6 +87,9 @@ impl Journal {
                     rejected: tally.rejected,
                     loss: f64::from(*loss),
                     step_norm: report.step_norm,
+                    drift: report.drift,
+                    gap: report.gap,
+                    discarded: report.discarded,
                     bytes: tally.bytes,
                     seconds: took.as_secs_f64(),
                 };
@@ -159,14 +163,24 @@ impl Journal {
                 blob,
                 weight,
                 metrics,
-            } => info!(
-                round = round.0,
-                client = who(client),
-                bytes = blob.len,
-                weight,
-                loss = metrics.loss_mean,
-                "an update is in"
-            ),
+                variate,
+            } => {
+                if *variate == VariateOrigin::Lost {
+                    warn!(
+                        round = round.0,
+                        client = who(client),
+                        "a client has lost its control variate and began from zero"
+                    );
+                }
+                info!(
+                    round = round.0,
+                    client = who(client),
+                    bytes = blob.len,
+                    weight,
+                    loss = metrics.loss_mean,
+                    "an update is in"
+                );
+            }
             Event::UpdateRejected {
                 round,
                 client,
@@ -192,6 +206,8 @@ impl Journal {
                 updates = report.updates,
                 loss,
                 step_norm = report.step_norm,
+                drift = report.drift,
+                gap = report.gap,
                 "a round closed"
             ),
             Event::RunFinished { version, .. } => {

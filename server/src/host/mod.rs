@@ -19,8 +19,7 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 use fedllm_shared::{
-    BlobRefusal, ClientId, Coordinator, CoordinatorPhase, ErrorCode, Federation, Layout,
-    ServerState,
+    BlobRefusal, ClientId, Coordinator, CoordinatorPhase, ErrorCode, Federation, ServerState,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,6 +27,7 @@ use tokio::time::timeout;
 use tracing::{error, info};
 
 use crate::admin::Metrics;
+use crate::aggregate::Layouts;
 use crate::base::Base;
 use crate::store::{DirBlobs, RunStore, StoreError};
 use clock::Clock;
@@ -62,9 +62,9 @@ pub enum HostError {
     /// The coordinator's snapshot cannot be read.
     #[error(transparent)]
     Snapshot(#[from] fedllm_shared::SnapshotError),
-    /// The first adapter cannot be written.
-    #[error("the first adapter: {0}")]
-    Adapter(#[from] fedllm_shared::CodecError),
+    /// The algorithm cannot work with the adapter's layout.
+    #[error(transparent)]
+    LowRank(#[from] fedllm_shared::LowRankError),
     /// What the server's optimizer keeps cannot be read or written.
     #[error("the server optimizer's state: {0}")]
     Optimizer(postcard::Error),
@@ -117,7 +117,7 @@ pub(crate) struct HostOptions {
 pub(crate) struct Host {
     federation: Federation,
     coordinator: Coordinator,
-    layout: Arc<Layout>,
+    layouts: Layouts,
     optimizer: ServerState,
     /// What the optimizer keeps with the version that is about to be committed.
     next_optimizer: Option<ServerState>,

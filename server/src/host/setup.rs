@@ -1,6 +1,6 @@
 //! Beginning a run, or going on with the one in the record.
 
-use fedllm_shared::{Codec, Coordinator, RunId, RunPlan, ServerState, encode_adapter};
+use fedllm_shared::{Coordinator, RunId, RunPlan, ServerState};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -9,6 +9,7 @@ use super::handle::HostHandle;
 use super::journal::Journal;
 use super::seats::Seats;
 use super::{Ended, Host, HostError, HostOptions};
+use crate::aggregate::{Layouts, first_version};
 use crate::record::RunFacts;
 
 impl Host {
@@ -34,8 +35,12 @@ impl Host {
         let (ended, watcher) = watch::channel(None);
         let host = Self {
             federation: options.federation,
+            layouts: Layouts::new(
+                options.base.layout,
+                coordinator.plan().lora.train,
+                &coordinator.plan().strategy,
+            )?,
             coordinator,
-            layout: options.base.layout,
             optimizer,
             next_optimizer: None,
             store: options.store,
@@ -65,10 +70,9 @@ fn begin(options: &HostOptions, clock: &Clock) -> Result<Coordinator, HostError>
     let (federation, base) = (&options.federation, &options.base);
     let mut run = RunId::default();
     getrandom::fill(&mut run.0).map_err(HostError::Random)?;
-    let adapter = options
-        .blobs
-        .put(&encode_adapter(&base.adapter, Codec::F32)?)?;
-    let mut plan = RunPlan::new(federation, run, base.digest, &base.layout, adapter);
+    let models = first_version(&base.adapter, federation, &options.blobs)
+        .map_err(|error| HostError::Other(format!("the first adapter: {error}")))?;
+    let mut plan = RunPlan::new(federation, run, base.digest, &base.layout, models)?;
     plan.tokenizer = Some(base.tokenizer);
     plan.template = Some(base.template);
     let facts = RunFacts {
@@ -105,8 +109,8 @@ fn compare(plan: &RunPlan, options: &HostOptions) -> Result<(), HostError> {
         plan.run,
         base.digest,
         &base.layout,
-        plan.adapter,
-    );
+        plan.models.clone(),
+    )?;
     now.tokenizer = Some(base.tokenizer);
     now.template = Some(base.template);
     if now != *plan {

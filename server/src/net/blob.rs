@@ -51,7 +51,9 @@ pub(crate) async fn serve(
         Err(error) => return debug!(%error, "a blob stream without a request"),
     };
     let done = match request {
-        BlobRequest::Get { blob, offset } => get(&context, &traffic, &mut send, blob, offset).await,
+        BlobRequest::Get { blob, offset } => {
+            get(&context, client, &traffic, &mut send, blob, offset).await
+        }
         BlobRequest::Put { round, blob } => {
             put(
                 &context, client, &traffic, &mut send, &mut recv, round, blob,
@@ -76,12 +78,13 @@ pub(crate) async fn serve(
 
 async fn get(
     context: &Context,
+    client: ClientId,
     traffic: &Traffic,
     send: &mut SendStream,
     blob: BlobRef,
     offset: u64,
 ) -> Result<(), TransferError> {
-    context.host.may_get(blob).await?;
+    context.host.may_get(client, blob).await?;
     if !offset.is_multiple_of(CHUNK_BYTES as u64) || offset > blob.len {
         return Err(BlobRefusal::BadOffset.into());
     }

@@ -104,7 +104,7 @@ impl EndpointKeys {
 /// Binds the server's endpoint.
 ///
 /// One TLS configuration serves both protocols: a client certificate that is shown must be valid,
-/// and [`admission`](super::admission) refuses `fedllm/1` without one. Joining has none to show.
+/// and [`admission`](super::admission) refuses `fedllm/2` without one. Joining has none to show.
 pub(crate) fn bind(
     address: SocketAddr,
     authority: &CertificateDer<'static>,

@@ -1,6 +1,6 @@
 //! The QUIC side of the server: who gets in, and what travels on which stream.
 //!
-//! A connection under `fedllm/1` has one control stream, the first that the client opens, and a
+//! A connection under `fedllm/2` has one control stream, the first that the client opens, and a
 //! stream for each blob. Everything a peer can make us keep is bounded before it is kept.
 
 mod admission;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use fedllm_shared::{BlobCheck, BlobError, BlobRef, ClientId, Digest, resume_offset};
 
-use super::StoreError;
+use super::{BlobStore, StoreError};
 use crate::files::{create_private_folder, sync_folder};
 
 /// A folder of blobs.
@@ -177,6 +177,22 @@ impl DirBlobs {
         self.folder
             .join("partial")
             .join(format!("{client}-{digest}"))
+    }
+}
+
+impl BlobStore for DirBlobs {
+    type File = File;
+
+    fn read(&self, blob: &BlobRef) -> Result<File, StoreError> {
+        Self::read(self, blob)
+    }
+
+    fn load(&self, blob: &BlobRef) -> Result<Vec<u8>, StoreError> {
+        Self::load(self, blob)
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<BlobRef, StoreError> {
+        Self::put(self, bytes)
     }
 }
 

@@ -2,18 +2,35 @@
 
 mod dir;
 mod enrolment;
+mod memory;
 mod run;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use fedllm_shared::{BlobError, ClientId, RoundId};
+use fedllm_shared::{BlobError, BlobRef, ClientId, RoundId};
 use thiserror::Error;
 
 pub(crate) use dir::{DirBlobs, PartialBlob};
 pub(crate) use enrolment::Invitation;
 pub use enrolment::{EnrolledClient, TokenRefusal};
+pub(crate) use memory::MemoryBlobs;
 pub(crate) use run::{AcceptedUpdate, Commit, RunStore};
+
+/// Where blobs are: a directory for a server, memory for a simulation.
+pub(crate) trait BlobStore {
+    /// What a blob is read through.
+    type File: Read + Send;
+
+    /// Opens a blob.
+    fn read(&self, blob: &BlobRef) -> Result<Self::File, StoreError>;
+
+    /// The bytes of a blob, checked.
+    fn load(&self, blob: &BlobRef) -> Result<Vec<u8>, StoreError>;
+
+    /// Keeps bytes.
+    fn put(&self, bytes: &[u8]) -> Result<BlobRef, StoreError>;
+}
 
 /// Why something could not be stored or read back.
 #[derive(Debug, Error)]
@@ -102,7 +119,7 @@ impl StoreError {
         }
     }
 
-    fn file(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn file(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         if out_of_space(&source) {
             Self::Full { path }

@@ -36,6 +36,8 @@ pub(super) fn found(args: &Args, model: &Path, path: &Path) -> anyhow::Result<Fo
         format!("local.batch={}", args.batch),
         format!("local.lr={:e}", args.lr),
         "local.schedule=cosine".to_owned(),
+        // The last of few rounds should still learn.
+        format!("local.lr_min={:e}", args.lr / 4.0),
         format!("strategy.name={}", args.strategy),
     ];
     let options = InitOptions {

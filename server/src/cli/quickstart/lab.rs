@@ -114,7 +114,7 @@ impl Bench<'_> {
             };
             fit.run(&schedule, &shard, stop, &mut in_all)?;
         }
-        Ok(fit.finish()?.0)
+        Ok(fit.adapter()?)
     }
 
     /// Reads an adapter of this federation from a PEFT directory.
