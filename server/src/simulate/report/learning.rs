@@ -1,0 +1,295 @@
+//! The figures of how well models do, in training and on held-out rows.
+
+use std::collections::BTreeMap;
+
+use fedllm_shared::Mean;
+
+use super::figure::{Drawing, Figure};
+use super::figures::{line, point, simple};
+use super::plot::{Line, Plot, Point};
+use super::svg::STYLES;
+use crate::simulate::metrics::{Evaluation, PreferenceRound, RoundMetrics, RunSummary};
+
+/// Clients that have a line of their own.
+const CLIENTS: usize = 60;
+
+/// Points of a client's line.
+const CLIENT_POINTS: usize = 120;
+
+/// Models that come first in a legend.
+const ARMS: [&str; 4] = ["global", "base", "local mean", "central"];
+
+/// A value of an evaluation and its standard error.
+type Measure = fn(&Evaluation) -> Option<(f64, f64)>;
+
+/// One model's evaluations by round.
+type Arm<'a> = (&'a str, Vec<(f64, &'a Evaluation)>);
+
+/// How well the models do.
+pub(super) fn learning(summary: &RunSummary, rounds: &[RoundMetrics]) -> Vec<Figure<'static>> {
+    let arms = arms(summary, rounds);
+    let held_out = |title: &str, unit: &str, caption: &str, of: Measure| Figure {
+        title: title.into(),
+        caption: format!("{caption} Bars and bands are standard errors over rows."),
+        drawing: Drawing::Plot(evaluation_plot(&arms, unit, of)),
+    };
+    vec![
+        training_loss(summary, rounds),
+        held_out(
+            "Held-out loss",
+            summary.loss_unit(),
+            "Lower is better.",
+            |e| Some((e.loss, e.loss_se)),
+        ),
+        held_out(
+            "Held-out accuracy",
+            "%",
+            "Share of rows answered rightly.",
+            |e| Some((e.accuracy? * 100.0, e.accuracy_se.unwrap_or(0.0) * 100.0)),
+        ),
+        held_out(
+            "Held-out reward margin",
+            "nats",
+            "Implicit reward of chosen answers minus that of rejected ones.",
+            |e| Some((e.margin?, e.margin_se.unwrap_or(0.0))),
+        ),
+        rewards(rounds),
+        preference_accuracy(rounds),
+    ]
+}
+
+fn training_loss(summary: &RunSummary, rounds: &[RoundMetrics]) -> Figure<'static> {
+    let mut clients: BTreeMap<u32, (String, Vec<Point>)> = BTreeMap::new();
+    for round in rounds {
+        for client in &round.clients {
+            let (_, points) = clients
+                .entry(client.client)
+                .or_insert_with(|| (client.name.clone(), Vec::new()));
+            points.push(point(round, client.loss_mean.into()));
+        }
+    }
+    let count = clients.len();
+    let shown = count.min(CLIENTS);
+    let all: Vec<(String, Vec<Point>)> = clients.into_values().collect();
+    let faint = (0..shown).map(|index| {
+        let (name, points) = &all[index * count / shown];
+        let stride = points.len().div_ceil(CLIENT_POINTS).max(1);
+        (
+            name.clone(),
+            points.iter().copied().step_by(stride).collect(),
+        )
+    });
+    let of = if shown < count {
+        format!("{shown} of {count}")
+    } else {
+        count.to_string()
+    };
+    Figure {
+        title: "Training loss".into(),
+        caption: format!("Mean loss of each round’s local steps, for the cohort and {of} clients."),
+        drawing: Drawing::Plot(Plot {
+            unit: summary.loss_unit().into(),
+            lines: vec![line("weighted mean", rounds, |round| Some(round.loss))],
+            faint_name: "clients".into(),
+            faint: faint.collect(),
+            from_zero: false,
+        }),
+    }
+}
+
+/// Each model's evaluations by round, the well-known models first.
+fn arms<'a>(summary: &'a RunSummary, rounds: &'a [RoundMetrics]) -> Vec<Arm<'a>> {
+    let mut arms: Vec<Arm<'a>> = Vec::new();
+    let last = summary.rounds.max(1) as f64;
+    let known = rounds.iter().flat_map(|round| {
+        let after = round.round as f64 + 1.0;
+        round
+            .evaluations
+            .iter()
+            .map(move |evaluation| (after, evaluation))
+    });
+    for (round, evaluation) in known.chain(summary.evaluations.iter().map(|e| (last, e))) {
+        match arms.iter_mut().find(|(name, _)| *name == evaluation.arm) {
+            // What was measured at the end may be in the last round's line too.
+            Some((_, points)) if points.last().is_none_or(|(known, _)| *known < round) => {
+                points.push((round, evaluation));
+            }
+            Some(_) => {}
+            None => arms.push((&evaluation.arm, vec![(round, evaluation)])),
+        }
+    }
+    let rank = |name: &str| {
+        ARMS.iter()
+            .position(|arm| *arm == name)
+            .unwrap_or(ARMS.len())
+    };
+    arms.sort_by_key(|(name, _)| rank(name));
+    arms
+}
+
+fn evaluation_plot(arms: &[Arm<'_>], unit: &str, of: Measure) -> Plot {
+    let points = |evaluations: &[(f64, &Evaluation)]| -> Vec<Point> {
+        let point = |(round, evaluation): &(f64, &Evaluation)| {
+            let (value, error) = of(evaluation)?;
+            Some(Point {
+                round: *round,
+                value,
+                error,
+            })
+        };
+        evaluations.iter().filter_map(point).collect()
+    };
+    let measured = arms
+        .iter()
+        .map(|(name, all)| ((*name).to_owned(), points(all)));
+    let mut measured: Vec<(String, Vec<Point>)> =
+        measured.filter(|(_, points)| !points.is_empty()).collect();
+    let faint = measured.split_off(measured.len().min(STYLES));
+    Plot {
+        unit: unit.into(),
+        lines: measured
+            .into_iter()
+            .map(|(name, points)| Line { name, points })
+            .collect(),
+        faint_name: format!("{} others", faint.len()),
+        faint,
+        from_zero: false,
+    }
+}
+
+fn rewards(rounds: &[RoundMetrics]) -> Figure<'static> {
+    simple(
+        "Rewards in training",
+        "nats",
+        "Implicit rewards of chosen and rejected answers, weighted over the cohort.",
+        rounds,
+        &[
+            ("margin", |round| preference(round, |p| p.margin)),
+            ("chosen", |round| preference(round, |p| p.chosen)),
+            ("rejected", |round| preference(round, |p| p.rejected)),
+        ],
+    )
+}
+
+fn preference_accuracy(rounds: &[RoundMetrics]) -> Figure<'static> {
+    simple(
+        "Preference accuracy in training",
+        "%",
+        "Share of pairs whose chosen answer has the larger reward.",
+        rounds,
+        &[("accuracy", |round| {
+            Some(preference(round, |p| p.accuracy)? * 100.0)
+        })],
+    )
+}
+
+/// The weighted mean over the cohort of what clients measured of preferences.
+fn preference(round: &RoundMetrics, part: fn(&PreferenceRound) -> f32) -> Option<f64> {
+    let mut mean = Mean::default();
+    for client in &round.clients {
+        if let Some(preference) = &client.preference {
+            mean.add(part(preference).into(), client.weight);
+        }
+    }
+    mean.value()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::metrics::tests::round;
+
+    fn evaluation(arm: &str, loss: f64) -> Evaluation {
+        Evaluation {
+            arm: arm.into(),
+            loss,
+            ..round(0).evaluations.remove(0)
+        }
+    }
+
+    fn plot<'a>(figure: &'a Figure<'_>) -> &'a Plot {
+        match &figure.drawing {
+            Drawing::Plot(plot) => plot,
+            _ => panic!("{} is no plot", figure.title),
+        }
+    }
+
+    #[test]
+    fn models_come_in_order_and_the_end_counts_once() {
+        let mut rounds = vec![round(0), round(1)];
+        for round in &mut rounds {
+            round.evaluations = vec![evaluation("b owner", 1.0), evaluation("global", 2.0)];
+        }
+        let summary = RunSummary {
+            rounds: 2,
+            evaluations: vec![evaluation("global", 2.0), evaluation("base", 3.0)],
+            ..RunSummary::default()
+        };
+        let figures = learning(&summary, &rounds);
+        let lines = &plot(&figures[1]).lines;
+        let shape: Vec<(&str, usize)> = lines
+            .iter()
+            .map(|line| (line.name.as_str(), line.points.len()))
+            .collect();
+        assert_eq!(shape, [("global", 2), ("base", 1), ("b owner", 2)]);
+        assert_eq!(
+            (lines[1].points[0].round, lines[1].points[0].value),
+            (2.0, 3.0)
+        );
+        assert!(
+            plot(&figures[3]).lines.is_empty(),
+            "nobody measured a margin"
+        );
+    }
+
+    #[test]
+    fn many_models_are_thin_lines() {
+        let mut one = round(0);
+        one.evaluations = (0..30)
+            .map(|index| evaluation(&format!("{index}"), 1.0))
+            .collect();
+        let figures = learning(&RunSummary::default(), &[one]);
+        let plot = plot(&figures[1]);
+        assert_eq!((plot.lines.len(), plot.faint.len()), (STYLES, 30 - STYLES));
+    }
+
+    #[test]
+    fn clients_have_a_line_each_until_there_are_too_many() {
+        let mut one = round(0);
+        let template = one.clients.remove(0);
+        let client = |client| crate::simulate::ClientRound {
+            client,
+            ..template.clone()
+        };
+        one.clients = (0..250).map(client).collect();
+        let figure = training_loss(&RunSummary::default(), &[one.clone()]);
+        assert_eq!(plot(&figure).faint.len(), CLIENTS);
+        assert!(
+            figure.caption.contains("60 of 250 clients"),
+            "{}",
+            figure.caption
+        );
+        one.clients.truncate(7);
+        assert_eq!(
+            plot(&training_loss(&RunSummary::default(), &[one]))
+                .faint
+                .len(),
+            7
+        );
+    }
+
+    #[test]
+    fn preferences_are_weighted() {
+        let mut one = round(0);
+        one.clients[0].weight = 3.0;
+        one.clients[1].weight = 1.0;
+        for (client, margin) in one.clients.iter_mut().zip([1.0, 5.0]) {
+            client.preference.as_mut().unwrap().margin = margin;
+        }
+        assert_eq!(preference(&one, |p| p.margin), Some(2.0));
+        one.clients
+            .iter_mut()
+            .for_each(|client| client.preference = None);
+        assert_eq!(preference(&one, |p| p.margin), None);
+    }
+}
