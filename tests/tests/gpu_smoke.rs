@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use burn::tensor::activation::{sigmoid, silu, softmax};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor, TensorData};
-use fedllm_models::device::{self, DeviceChoice, DeviceInfo};
+use fedllm_models::device;
+use fedllm_tests::gpu::adapter;
 
 type Case = (&'static str, f32, fn(&Device) -> Vec<f32>);
 
@@ -19,7 +20,6 @@ const ROUNDED: f32 = 2e-5;
 #[test]
 fn gpu_operations_agree_with_the_cpu() {
     let Some(info) = adapter() else {
-        eprintln!("skipped: set FEDLLM_TEST_GPU=1 to test the GPU");
         return;
     };
     let gpu = device::open(&info).unwrap();
@@ -55,16 +55,6 @@ fn gpu_memory_that_is_not_there_is_an_error() {
     println!("{len} values: {outcome:?}");
     let after = device::run_checked(&gpu, || out(floats([3, 4], 1, &gpu) + 1.0)).unwrap();
     assert_eq!(after, out(floats([3, 4], 1, &Device::flex()) + 1.0));
-}
-
-fn adapter() -> Option<DeviceInfo> {
-    let wish = std::env::var("FEDLLM_TEST_GPU").ok()?;
-    let devices = device::list();
-    let Ok(choice) = wish.parse::<DeviceChoice>();
-    let order = choice
-        .order(&devices)
-        .expect("FEDLLM_TEST_GPU is set, so there must be an adapter");
-    Some(order[0].clone())
 }
 
 /// Largest error, relative to the largest value.

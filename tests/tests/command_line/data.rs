@@ -113,3 +113,89 @@ fn bad_rows_are_skipped_and_counted_on_demand() {
     );
     nothing.failed_with(7).says(&["no row is left"]);
 }
+
+#[test]
+fn preferences_become_pairs() {
+    let programs = programs();
+    let rows = "{\"prompt\":\"Name a colour.\",\"chosen\":\"Blue.\",\"rejected\":\"No.\"}\n\
+        {\"prompt\":\"Name another.\",\"chosen\":\"Red.\",\"rejected\":\"Red.\"}\n\
+        {\"prompt\":\"And another.\",\"chosen\":\"Red.\",\"rejected\":\"\"}\n";
+    let ended = prepare(&programs, "pairs.jsonl", rows, &["--template", "vicuna"]).ok();
+    let report = ended.json();
+    assert_eq!(report["kind"], "preferences", "{ended}");
+    assert_eq!(report["header"]["kind"], "preferences", "{ended}");
+    assert_eq!((&report["units"], &report["rows"]), (&1.into(), &2.into()));
+    assert_eq!(report["files"][0]["format"], "preference");
+    assert_eq!(report["dropped"]["equal answers"], 1);
+    assert_eq!(report["dropped"]["empty answer"], 1);
+    assert!(report["median"].as_u64() > report["median_loss"].as_u64());
+
+    let examples = programs.write("examples.jsonl", GOOD);
+    let (pairs, out) = (programs.path("pairs.jsonl"), programs.path("mixed.shard"));
+    let model = programs.path("model.gguf");
+    let mut args = vec!["prepare", "--model", text(&model), "--out", text(&out)];
+    args.extend(["--data", text(&examples), text(&pairs)]);
+    programs.client(&args).failed_with(7).says(&[
+        "pairs.jsonl holds preferences",
+        "examples.jsonl before it holds examples",
+    ]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn dialogues_are_cut_as_asked() {
+    let programs = programs();
+    let row = "{\"chosen\":\"\\n\\nHuman: Go?\\n\\nAssistant: I may go.\",\
+        \"rejected\":\"\\n\\nHuman: Go?\\n\\nAssistant: I may not.\"}\n";
+    let labels = |compat: &str| {
+        let more = ["--template", "vicuna", "--compat", compat];
+        let ended = prepare(&programs, "hh.jsonl", row, &more).ok();
+        assert_eq!(ended.json()["files"][0]["format"], "hh", "{ended}");
+        ended.json()["loss_tokens"].as_u64()
+    };
+    assert!(labels("openfedllm") < labels("paper"), "`I may` is lost");
+    let more = ["--compat", "tradition"];
+    prepare(&programs, "hh.jsonl", row, &more)
+        .failed_with(2)
+        .says(&["paper or openfedllm"]);
+}
+
+#[test]
+fn data_sets_are_read_by_name() {
+    let programs = programs();
+    let phrases = b"neutral,\"A village , Sepp\xe4 .\"\r\npositive,Profit rose .\r\n";
+    let named = ["--dataset", "finance-sentiment"];
+    let ended = prepare(&programs, "all-data.csv", phrases, &named).ok();
+    assert_eq!(ended.json()["files"][0]["format"], "finance-sentiment");
+    assert_eq!(ended.json()["rows"], 2, "{ended}");
+    prepare(&programs, "all-data.csv", phrases, &[])
+        .failed_with(7)
+        .says(&["all-data.csv", "not UTF-8", "hint: "]);
+    prepare(
+        &programs,
+        "all-data.csv",
+        phrases,
+        &["--dataset", "finance"],
+    )
+    .failed_with(2)
+    .says(&["no data set is called `finance`", "hint: known data sets: "]);
+    prepare(&programs, "rows.jsonl", GOOD, &["--split", "train"])
+        .failed_with(2)
+        .says(&["--dataset"]);
+
+    // Without --data the Hugging Face cache is searched.
+    let snapshot = "home/huggingface/hub/datasets--openai--gsm8k/snapshots/abc";
+    let snapshot = programs.path(snapshot);
+    fs::create_dir_all(&snapshot).unwrap();
+    let (model, out) = (programs.path("model.gguf"), programs.path("gsm8k.shard"));
+    let mut args = vec!["prepare", "--model", text(&model), "--out", text(&out)];
+    args.extend(["--dataset", "gsm8k", "--split", "test", "--json"]);
+    programs
+        .client(&args)
+        .failed_with(7)
+        .says(&["the Hugging Face cache has no files of the split `test` of gsm8k"]);
+    let row = "{\"question\":\"One and one?\",\"answer\":\"#### 2\"}\n";
+    fs::write(snapshot.join("test.jsonl"), row).unwrap();
+    let found = programs.client(&args).ok();
+    assert_eq!(found.json()["rows"], 1, "{found}");
+}

@@ -8,6 +8,8 @@
 
 #[cfg(unix)]
 mod churn;
+#[cfg(unix)]
+mod simulate;
 mod whole;
 
 use fedllm_tests::federation::Programs;

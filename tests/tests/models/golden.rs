@@ -4,7 +4,7 @@
 //! The numbers are those of `golden/tiny`; their README says how they were made and what
 //! two correct implementations differ by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -12,7 +12,7 @@ use fedllm_models::generate::{Generator, Sampling};
 use fedllm_models::lora::{self, Lora, read_back};
 use fedllm_models::train::{Memory, StepSettings, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint};
-use fedllm_shared::{Adapter, Factors, LoraSpec, Targets};
+use fedllm_shared::{Adapter, Factors, LocalOptimizer, LoraSpec, Targets};
 use fedllm_tests::{synthetic, tiny};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -27,6 +27,7 @@ pub(crate) struct Golden {
     pub(crate) model: CausalLm,
     pub(crate) spec: LoraSpec,
     pub(crate) adapter: Adapter,
+    folder: PathBuf,
     tensors: Vec<u8>,
     result: Value,
 }
@@ -64,19 +65,28 @@ impl Golden {
             spec,
             adapter: Adapter::new(layout, values).unwrap(),
             tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
-            result: serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap())
-                .unwrap(),
+            result: json(&folder.join("result.json")),
+            folder,
         }
     }
 
     pub(crate) fn lora(&self) -> Lora {
-        Lora::new(
-            self.model.config(),
-            &self.spec,
-            &self.adapter,
-            self.model.device(),
-        )
-        .unwrap()
+        self.lora_of(&self.adapter)
+    }
+
+    pub(crate) fn lora_of(&self, adapter: &Adapter) -> Lora {
+        let (config, device) = (self.model.config(), self.model.device());
+        Lora::new(config, &self.spec, adapter, device).unwrap()
+    }
+
+    /// The same adapter, of which only `B` is trained.
+    pub(crate) fn only_b(&self) -> Lora {
+        let spec = LoraSpec {
+            train: Factors::B,
+            ..self.spec.clone()
+        };
+        let (config, device) = (self.model.config(), self.model.device());
+        Lora::new(config, &spec, &self.adapter, device).unwrap()
     }
 
     /// The two rows of the golden batch, packed.
@@ -91,26 +101,61 @@ impl Golden {
     }
 
     pub(crate) fn f32(&self, name: &str) -> Vec<f32> {
-        let file = SafeTensors::deserialize(&self.tensors).unwrap();
-        let tensor = file.tensor(name).unwrap();
-        bytemuck::pod_collect_to_vec(tensor.data())
+        tensor(&SafeTensors::deserialize(&self.tensors).unwrap(), name)
     }
 
     pub(crate) fn number(&self, path: &str) -> f64 {
-        self.result
-            .pointer(path)
-            .and_then(Value::as_f64)
-            .unwrap_or_else(|| panic!("no {path}"))
+        number(&self.result, path)
+    }
+
+    /// A number of `extra.json`.
+    pub(crate) fn extra(&self, path: &str) -> f64 {
+        number(&json(&self.folder.join("extra.json")), path)
     }
 
     /// The golden values of all adapter tensors under a prefix, in the layout's order.
     pub(crate) fn flat(&self, prefix: &str) -> Vec<f32> {
+        self.flat_of(&self.tensors, prefix)
+    }
+
+    /// [`Self::flat`] from `extra.safetensors`.
+    pub(crate) fn extra_flat(&self, prefix: &str) -> Vec<f32> {
+        let bytes = std::fs::read(self.folder.join("extra.safetensors")).unwrap();
+        self.flat_of(&bytes, prefix)
+    }
+
+    fn flat_of(&self, bytes: &[u8], prefix: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(bytes).unwrap();
         let tensors = self.adapter.layout().tensors();
         tensors
             .iter()
-            .flat_map(|tensor| self.f32(&format!("{prefix}{}", tensor.name)))
+            .flat_map(|of_adapter| tensor(&file, &format!("{prefix}{}", of_adapter.name)))
             .collect()
     }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn number(json: &Value, path: &str) -> f64 {
+    let number = json.pointer(path).and_then(Value::as_f64);
+    number.unwrap_or_else(|| panic!("no {path}"))
+}
+
+fn tensor(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data())
+}
+
+/// Asserts a relative difference.
+pub(crate) fn assert_close(what: &str, got: f32, expected: f64, tolerance: f64) {
+    let error = (f64::from(got) / expected - 1.0).abs();
+    assert!(error < tolerance, "{what}: {got} against {expected}");
+}
+
+pub(crate) fn minus(a: &[f32], b: &[f32]) -> Vec<f32> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
 pub(crate) fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
@@ -127,6 +172,7 @@ pub(crate) fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
 
 pub(crate) fn settings() -> StepSettings {
     StepSettings {
+        optimizer: LocalOptimizer::AdamW,
         lr: 1e-3,
         beta1: 0.9,
         beta2: 0.999,
@@ -243,16 +289,10 @@ fn three_steps_end_where_torch_ends() {
             );
         }
         let after = trainer.lora().to_adapter().unwrap();
-        let update = |values: &[f32]| -> Vec<f32> {
-            values
-                .iter()
-                .zip(golden.adapter.values())
-                .map(|(after, before)| after - before)
-                .collect()
-        };
+        let start = golden.adapter.values();
         let error = relative_l2(
-            &update(after.values()),
-            &update(&golden.flat("sft.after3.")),
+            &minus(after.values(), start),
+            &minus(&golden.flat("sft.after3."), start),
         );
         assert!(error < 2e-4, "{name}: the update is {error:e} off");
     }
@@ -288,8 +328,6 @@ fn greedy_text_is_that_of_transformers() {
 #[test]
 fn weighted_micro_batches_are_one_batch() {
     let golden = Golden::load("llama", &Device::flex());
-    let extra = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/tiny/llama/extra.json");
-    let extra: Value = serde_json::from_slice(&std::fs::read(extra).unwrap()).unwrap();
     let mut batch = golden.batch();
     for (name, len, prompt) in [("ids:2", 18, 7), ("ids:3", 20, 4)] {
         batch.push(&synthetic::ids(name, len, 384), |i| i >= prompt);
@@ -306,8 +344,12 @@ fn weighted_micro_batches_are_one_batch() {
     );
     let (loss, flat) = whole.gradients(&batch, &settings()).unwrap();
     let (part_loss, part_flat) = parts.gradients(&batch, &settings()).unwrap();
-    let expected = extra["accumulation"]["loss_batch_of_4"].as_f64().unwrap();
+    let expected = golden.extra("/accumulation/loss_batch_of_4");
     assert!((f64::from(read_back(loss)[0]) / 50.0 / expected - 1.0).abs() < 2e-6);
     assert!((read_back(part_loss)[0] / 50.0 - expected as f32).abs() < 1e-5);
-    assert!(relative_l2(&read_back(part_flat), &read_back(flat)) < 1e-5);
+    let expected = golden.extra_flat("accum.batch4.grad.");
+    for flat in [flat, part_flat] {
+        let error = relative_l2(&read_back(flat), &expected);
+        assert!(error < 1e-5, "gradients are {error:e} off");
+    }
 }

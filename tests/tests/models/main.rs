@@ -5,4 +5,7 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
+mod correction;
 mod golden;
+mod gpu;
+mod preference;
