@@ -16,7 +16,7 @@ use fedllm_models::device::{self, DeviceChoice};
 use fedllm_models::lora::{self, Lora};
 use fedllm_models::train::{Memory, StepSettings, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint, shape};
-use fedllm_shared::{Factors, LoraSpec, Targets};
+use fedllm_shared::{Factors, LocalOptimizer, LoraSpec, Targets};
 use serde::{Deserialize, Serialize};
 
 /// Measures the training step of a LoRA adapter on all seven projections.
@@ -232,6 +232,7 @@ fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
     };
     let mut trainer = Trainer::new(&model, lora, memory);
     let settings = StepSettings {
+        optimizer: LocalOptimizer::AdamW,
         lr: 1e-4,
         beta1: 0.9,
         beta2: 0.999,

@@ -3,5 +3,5 @@
 mod reference;
 mod resources;
 
-pub use reference::{Reference, run_reference};
-pub use resources::{median, peak_rss_mib};
+pub use reference::{Reference, run_json, run_reference};
+pub use resources::{cpu_seconds, forget_peak, median, peak_rss_kib, peak_rss_mib, rss_kib};

@@ -21,6 +21,21 @@ pub struct Reference {
 ///
 /// If the program fails or prints something else.
 pub fn run_reference(command: &str, tokens: usize) -> anyhow::Result<Reference> {
+    let value = run_json(command)?;
+    let number = |names: &[&str]| names.iter().find_map(|name| value.get(name)?.as_f64());
+    let seconds = number(&["median_s"]).context("the reference printed no median_s")?;
+    Ok(Reference {
+        tokens_per_second: tokens as f64 / seconds,
+        peak_rss_mib: number(&["peak_rss_mib", "peak_rss_MiB"]).unwrap_or(0.0),
+    })
+}
+
+/// Runs a command line and gives the JSON value that it prints last, on a line of its own.
+///
+/// # Errors
+///
+/// If the program fails or prints something else.
+pub fn run_json(command: &str) -> anyhow::Result<Value> {
     let output = Command::new("sh")
         .args(["-c", command])
         .output()
@@ -33,12 +48,5 @@ pub fn run_reference(command: &str, tokens: usize) -> anyhow::Result<Reference> 
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
-    let value: Value =
-        serde_json::from_str(last).with_context(|| format!("{command} printed {last:?}"))?;
-    let number = |names: &[&str]| names.iter().find_map(|name| value.get(name)?.as_f64());
-    let seconds = number(&["median_s"]).context("the reference printed no median_s")?;
-    Ok(Reference {
-        tokens_per_second: tokens as f64 / seconds,
-        peak_rss_mib: number(&["peak_rss_mib", "peak_rss_MiB"]).unwrap_or(0.0),
-    })
+    serde_json::from_str(last).with_context(|| format!("{command} printed {last:?}"))
 }
