@@ -325,6 +325,14 @@ impl Simulation {
         }
     }
 
+    /// Deletes the blobs that only earlier versions consist of. Only when this version's checkpoint
+    /// is written: until then, a run that is killed goes on from the version before.
+    pub(super) fn forget_earlier(&self) -> Result<(), SimulationError> {
+        let first = &self.coordinator.plan().models;
+        let named = self.models().blobs().chain(first.blobs());
+        Ok(self.blobs.keep_only(named)?)
+    }
+
     /// Lets things happen until a round has closed.
     pub(super) fn next_round(
         &mut self,
@@ -333,9 +341,6 @@ impl Simulation {
         loop {
             self.settle()?;
             if let Some(closed) = self.closed.take() {
-                let first = self.coordinator.plan().models.clone();
-                let models = self.models().clone();
-                self.blobs.keep_only(models.blobs().chain(first.blobs()))?;
                 self.round = Tally::begin(self.now);
                 self.start_absent()?;
                 return Ok(closed);

@@ -276,6 +276,7 @@ impl Run {
                 round: metrics.round + 1,
                 simulation: self.simulation.checkpoint(),
             })?;
+            self.simulation.forget_earlier()?;
             watcher.round(&metrics, rounds);
             self.rounds.push(metrics);
         }

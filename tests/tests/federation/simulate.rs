@@ -136,6 +136,31 @@ fn a_simulation_is_the_same_again_and_after_a_kill() {
     assert_ne!(other["adapter_digest"], first["adapter_digest"]);
 }
 
+/// Until the checkpoint after a round is there, nothing is missed that the one before names.
+#[test]
+fn a_round_that_was_cut_off_before_its_checkpoint_is_done_again() {
+    let programs = programs();
+    let rows = data(&programs);
+    for strategy in ["scaffold", "fedadam"] {
+        let more =
+            format!("{SMALL}[strategy]\nname = \"{strategy}\"\n[output]\nadapter_every = 2\n");
+        let file = experiment(&programs, strategy, &rows, &more);
+        let whole = format!("{strategy}-whole");
+        let whole = simulate(&programs, &file, &whole, &[]).ok().json();
+        // The second round's adapter cannot be written: a file has the name of its folder.
+        fs::create_dir(programs.path(strategy)).unwrap();
+        let in_the_way = programs.write(&format!("{strategy}/adapters"), "");
+        simulate(&programs, &file, strategy, &[])
+            .failed_with(1)
+            .says(&["adapters/round-0001"]);
+        fs::remove_file(in_the_way).unwrap();
+        let resumed = simulate(&programs, &file, strategy, &[]).ok().json();
+        assert_eq!(resumed["adapter_digest"], whole["adapter_digest"]);
+        let rounds = metrics(&programs, strategy);
+        assert_eq!(rounds.len(), 3, "{rounds:?}");
+    }
+}
+
 #[test]
 fn every_strategy_learns_with_either_objective() {
     let programs = programs();
