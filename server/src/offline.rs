@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use fedllm_shared::{
-    Adapter, BlobRef, ClientId, Codec, Delta, Digest, LowRankError, ModelVersion, Models,
-    Reduction, RoundId, RoundReport, ServerState, Strategy, VARIATE, WeightBy, WeightedUpdate,
-    decode_adapter, encode_adapter, encode_delta,
+    Adapter, BlobRef, ClientId, Codec, Contributions, Delta, Digest, LowRankError, ModelVersion,
+    Models, Reduction, RoundId, RoundReport, ServerState, Strategy, VARIATE, WeightBy,
+    WeightedUpdate, decode_adapter, encode_adapter, encode_delta,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::aggregate::{Layouts, RoundError, RoundJob};
+use crate::aggregate::{Layouts, RoundError, RoundJob, RoundRules};
 use crate::files;
 use crate::store::{BlobStore, MemoryBlobs, StoreError};
 
@@ -156,17 +156,21 @@ impl OfflineRound {
         let updates = self.encode(&adapter, &layouts, base.adapter, &blobs)?;
         let everyone = self.population.unwrap_or(self.updates.len() as u64);
         let job = RoundJob {
-            round: RoundId(rounds),
-            base_version: ModelVersion(rounds),
-            base,
-            population: everyone,
-            updates,
-            layouts: layouts.clone(),
-            factors,
-            ranks: Vec::new(),
-            codec: Codec::F32,
-            max_norm: None,
-            strategy: self.strategy.clone(),
+            given: Contributions {
+                round: RoundId(rounds),
+                base_version: ModelVersion(rounds),
+                base,
+                population: everyone,
+                updates,
+            },
+            rules: RoundRules {
+                layouts: layouts.clone(),
+                factors,
+                ranks: Vec::new(),
+                codec: Codec::F32,
+                max_norm: None,
+                strategy: self.strategy.clone(),
+            },
             state,
             measure_gap: true,
             blobs: blobs.clone(),

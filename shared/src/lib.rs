@@ -39,10 +39,10 @@ pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, w
 pub use metric::{Mean, exact_match, perplexity};
 pub use nearest::nearest;
 pub use proto::{
-    Backoff, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
-    Member, MemberState, Models, Participant, ParticipantAction, ParticipantInput,
-    ParticipantState, Presence, RankPlan, RoundCounts, RoundPolicy, RoundVerdict, RunPlan,
-    ShardFacts, SnapshotError, StopReason, UpdateRecord, WeightedUpdate,
+    Backoff, Contributions, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase,
+    CoordinatorStatus, Member, MemberState, Models, Participant, ParticipantAction,
+    ParticipantInput, ParticipantState, Presence, RankPlan, RoundCounts, RoundPolicy, RoundVerdict,
+    RunPlan, ShardFacts, SnapshotError, StopReason, UpdateRecord, WeightedUpdate,
 };
 pub use reduce::{ReduceError, WeightedMean, weighted_mean};
 pub use strategy::{

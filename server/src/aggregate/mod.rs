@@ -26,7 +26,9 @@ pub use exact::{ExactMean, exact_mean, truncate};
 pub use gap::product_gap;
 pub use mean::{Held, Source, WeightedSource, weighted_mean, weighted_sum, weighted_sum_held};
 pub use pairs::RankedSource;
-pub(crate) use round::{Layouts, NextVersion, RoundError, RoundJob, culprit, first_version};
+pub(crate) use round::{
+    Layouts, NextVersion, RoundError, RoundJob, RoundRules, culprit, first_version,
+};
 
 /// What an update must be to be counted.
 #[derive(Clone, Debug)]

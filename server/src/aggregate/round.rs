@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use fedllm_shared::{
-    Adapter, AdapterError, Aggregate, BlobRef, ClientId, Codec, CodecError, Delta, DeltaDecoder,
-    Factors, Federation, Layout, LowRankError, Member, MemberState, ModelVersion, Models,
-    ReduceRule, RefuseReason, RoundId, RoundReport, RunPlan, ServerState, Strategy, TransformChain,
-    VARIATE, WeightedUpdate, decode_adapter, encode_adapter, trained, update_layout, with_rank,
+    Adapter, AdapterError, Aggregate, BlobRef, ClientId, Codec, CodecError, Contributions, Delta,
+    DeltaDecoder, Factors, Federation, Layout, LowRankError, Member, MemberState, Models,
+    ReduceRule, RefuseReason, RoundReport, RunPlan, ServerState, Strategy, TransformChain, VARIATE,
+    WeightedUpdate, decode_adapter, encode_adapter, trained, update_layout, with_rank,
 };
 use thiserror::Error;
 
@@ -66,19 +66,33 @@ impl Layouts {
     }
 }
 
-/// Everything that a round's averaging depends on: the same job gives the same adapter.
-pub(crate) struct RoundJob<B> {
-    pub(crate) round: RoundId,
-    pub(crate) base_version: ModelVersion,
-    pub(crate) base: Models,
-    pub(crate) updates: Vec<WeightedUpdate>,
-    pub(crate) population: u64,
+/// How a run averages, which is the same in all of its rounds.
+pub(crate) struct RoundRules {
     pub(crate) layouts: Layouts,
     pub(crate) factors: Factors,
     pub(crate) ranks: Vec<u32>,
     pub(crate) codec: Codec,
     pub(crate) max_norm: Option<f32>,
     pub(crate) strategy: Strategy,
+}
+
+impl RoundRules {
+    pub(crate) fn of(plan: &RunPlan, layouts: &Layouts) -> Self {
+        Self {
+            layouts: layouts.clone(),
+            factors: plan.lora.train,
+            ranks: plan.ranks.iter().map(|plan| plan.rank).collect(),
+            codec: plan.codec,
+            max_norm: plan.max_norm,
+            strategy: plan.strategy.clone(),
+        }
+    }
+}
+
+/// Everything that a round's averaging depends on: the same job gives the same adapter.
+pub(crate) struct RoundJob<B> {
+    pub(crate) given: Contributions,
+    pub(crate) rules: RoundRules,
     pub(crate) state: ServerState,
     /// Whether to measure what plain averaging loses; it reads the updates once more.
     pub(crate) measure_gap: bool,
@@ -158,7 +172,7 @@ impl<B: BlobStore> RoundJob<B> {
     ///
     /// [`RoundError`]; then there is no new version.
     pub(crate) fn run(self) -> Result<NextVersion, RoundError> {
-        match self.strategy.reduce {
+        match self.rules.strategy.reduce {
             ReduceRule::Mean => self.mean(),
             ReduceRule::Products => self.products(),
             ReduceRule::Separate => self.separate(),
@@ -168,34 +182,37 @@ impl<B: BlobStore> RoundJob<B> {
     /// The weighted mean of each value, and the server optimizer's step along it.
     fn mean(self) -> Result<NextVersion, RoundError> {
         let total = self.total_weight();
-        let everyone = 1.0 / self.population.max(1) as f64;
-        let split = self.layouts.trained.len();
-        let sources = self.updates.iter().map(|update| Source {
+        let everyone = 1.0 / self.given.population.max(1) as f64;
+        let split = self.rules.layouts.trained.len();
+        let sources = self.given.updates.iter().map(|update| Source {
             client: update.client,
             shares: [update.weight * update.scale / total, everyone],
             open: self.opener(update.blob),
         });
-        let (update, sources) = (&self.layouts.update, sources.collect());
-        let sum = weighted_sum(update, split, self.codec, sources, &self.device)?;
+        let (update, sources) = (&self.rules.layouts.update, sources.collect());
+        let sum = weighted_sum(update, split, self.rules.codec, sources, &self.device)?;
         let (mut delta, variate) = self.split(sum)?;
-        TransformChain::of(self.max_norm).on_server(&mut delta)?;
+        TransformChain::of(self.rules.max_norm).on_server(&mut delta)?;
         let aggregate = Aggregate {
-            round: self.round,
-            base_version: self.base_version,
+            round: self.given.round,
+            base_version: self.given.base_version,
             delta,
             variate,
-            updates: self.updates.len() as u32,
+            updates: self.given.updates.len() as u32,
             total_weight: total,
         };
-        let mut adapter = self.load(&self.base.adapter, &self.layouts.adapter)?;
+        let mut adapter = self.load(&self.given.base.adapter, &self.rules.layouts.adapter)?;
         let gap = self.gap(&adapter)?;
-        let mut part = adapter.select(&self.layouts.trained)?;
+        let mut part = adapter.select(&self.rules.layouts.trained)?;
         let mut state = self.state.clone();
-        let report = self.strategy.apply(&mut part, &aggregate, &mut state)?;
+        let report = self
+            .rules
+            .strategy
+            .apply(&mut part, &aggregate, &mut state)?;
         adapter.insert(&part)?;
         let mut models = Models::shared(put(&self.blobs, &adapter)?);
         if let Some(variate) = state.vectors.get(VARIATE) {
-            let variate = Adapter::new(self.layouts.trained.clone(), variate.clone())?;
+            let variate = Adapter::new(self.rules.layouts.trained.clone(), variate.clone())?;
             models.variate = Some(put(&self.blobs, &variate)?);
         }
         let report = RoundReport {
@@ -213,17 +230,17 @@ impl<B: BlobStore> RoundJob<B> {
     /// The mean of the clients' products, factorised anew.
     fn products(self) -> Result<NextVersion, RoundError> {
         let mut starts: BTreeMap<Option<u32>, Adapter> = BTreeMap::new();
-        for update in &self.updates {
+        for update in &self.given.updates {
             if let Entry::Vacant(vacant) = starts.entry(update.rank) {
                 let layout = match update.rank {
-                    None => self.layouts.adapter.clone(),
-                    Some(rank) => Arc::new(with_rank(&self.layouts.adapter, rank)?),
+                    None => self.rules.layouts.adapter.clone(),
+                    Some(rank) => Arc::new(with_rank(&self.rules.layouts.adapter, rank)?),
                 };
                 vacant.insert(self.load(&update.start, &layout)?);
             }
         }
         let start = |update: &WeightedUpdate| &starts[&update.rank];
-        let sources = self.updates.iter().map(|update| RankedSource {
+        let sources = self.given.updates.iter().map(|update| RankedSource {
             client: update.client,
             weight: update.weight,
             scale: update.scale,
@@ -231,13 +248,17 @@ impl<B: BlobStore> RoundJob<B> {
             layout: start(update).layout(),
             open: self.opener(update.blob),
         });
-        let next = exact_mean(&self.layouts.adapter, self.codec, sources.collect())?;
-        let before = self.load(&self.base.adapter, &self.layouts.adapter)?;
+        let next = exact_mean(
+            &self.rules.layouts.adapter,
+            self.rules.codec,
+            sources.collect(),
+        )?;
+        let before = self.load(&self.given.base.adapter, &self.rules.layouts.adapter)?;
         let step = Delta::between(&next.adapter, &before)?.l2_norm();
         Ok(NextVersion {
-            models: with_ranks(&next.adapter, &self.ranks, &self.blobs)?,
+            models: with_ranks(&next.adapter, &self.rules.ranks, &self.blobs)?,
             report: RoundReport {
-                updates: self.updates.len() as u32,
+                updates: self.given.updates.len() as u32,
                 total_weight: self.total_weight(),
                 delta_norm: step,
                 step_norm: step,
@@ -251,9 +272,9 @@ impl<B: BlobStore> RoundJob<B> {
 
     /// Each client's own next adapter; the shared one stays as it began.
     fn separate(self) -> Result<NextVersion, RoundError> {
-        let mut models = self.base.clone();
+        let mut models = self.given.base.clone();
         let mut squares = 0.0;
-        for update in &self.updates {
+        for update in &self.given.updates {
             let own = self.own_adapter(update)?;
             models.own.insert(update.client, put(&self.blobs, &own)?);
             squares += update.weight * (update.norm * update.scale).powi(2);
@@ -263,7 +284,7 @@ impl<B: BlobStore> RoundJob<B> {
         Ok(NextVersion {
             models,
             report: RoundReport {
-                updates: self.updates.len() as u32,
+                updates: self.given.updates.len() as u32,
                 total_weight,
                 delta_norm: rms,
                 step_norm: rms,
@@ -283,11 +304,11 @@ impl<B: BlobStore> RoundJob<B> {
             client,
             source: Box::new(source),
         })?;
-        let decoder = DeltaDecoder::new(self.layouts.update.clone(), self.codec, file);
+        let decoder = DeltaDecoder::new(self.rules.layouts.update.clone(), self.rules.codec, file);
         let values = decoder.map_err(failed)?.read_all().map_err(failed)?;
-        let delta = Delta::new(self.layouts.trained.clone(), values)?;
-        let mut own = self.load(&update.start, &self.layouts.adapter)?;
-        let mut part = own.select(&self.layouts.trained)?;
+        let delta = Delta::new(self.rules.layouts.trained.clone(), values)?;
+        let mut own = self.load(&update.start, &self.rules.layouts.adapter)?;
+        let mut part = own.select(&self.rules.layouts.trained)?;
         part.apply(&delta, update.scale as f32)?;
         own.insert(&part)?;
         Ok(own)
@@ -299,28 +320,28 @@ impl<B: BlobStore> RoundJob<B> {
         if !self.measure_gap {
             return Ok(None);
         }
-        if self.factors == Factors::B {
+        if self.rules.factors == Factors::B {
             // All clients have the same A, so the mean of the products is the product of the means.
             return Ok(Some(0.0));
         }
         if fedllm_shared::factor_pairs(start.layout()).is_err() {
             return Ok(None);
         }
-        let sources = self.updates.iter().map(|update| RankedSource {
+        let sources = self.given.updates.iter().map(|update| RankedSource {
             client: update.client,
             weight: update.weight,
             scale: update.scale,
             start,
-            layout: &self.layouts.update,
+            layout: &self.rules.layouts.update,
             open: self.opener(update.blob),
         });
-        Ok(Some(product_gap(self.codec, sources.collect())?))
+        Ok(Some(product_gap(self.rules.codec, sources.collect())?))
     }
 
     /// `√(Σ p_i·‖Δ_i - Δ‖²) / ‖Δ‖`, from the lengths alone: the sum is `Σ p_i·‖Δ_i‖² - ‖Δ‖²`.
     fn drift(&self, mean: f64) -> f64 {
         let total = self.total_weight();
-        let squares = self.updates.iter().map(|update| {
+        let squares = self.given.updates.iter().map(|update| {
             let length = update.norm * update.scale;
             update.weight / total * length * length
         });
@@ -333,8 +354,8 @@ impl<B: BlobStore> RoundJob<B> {
 
     fn split(&self, sum: Delta) -> Result<(Delta, Option<Delta>), RoundError> {
         let mut values = sum.into_values();
-        let behind = values.split_off(self.layouts.trained.len());
-        let part = |values| Delta::new(self.layouts.trained.clone(), values);
+        let behind = values.split_off(self.rules.layouts.trained.len());
+        let part = |values| Delta::new(self.rules.layouts.trained.clone(), values);
         let variate = (!behind.is_empty()).then(|| part(behind)).transpose()?;
         Ok((part(values)?, variate))
     }
@@ -348,7 +369,7 @@ impl<B: BlobStore> RoundJob<B> {
     }
 
     fn total_weight(&self) -> f64 {
-        self.updates.iter().map(|update| update.weight).sum()
+        self.given.updates.iter().map(|update| update.weight).sum()
     }
 }
 

@@ -16,7 +16,7 @@ impl Averaged {
     /// Does the work.
     pub(super) fn of(job: RoundJob<DirBlobs>) -> Self {
         Self {
-            round: job.round,
+            round: job.given.round,
             result: job.run(),
         }
     }

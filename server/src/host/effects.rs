@@ -13,7 +13,7 @@ use super::averaging::Averaged;
 use super::handle::{Input, Stored};
 use super::{Host, HostError, LAST_FETCH};
 use crate::admin::{ClientState, OpenRound, RunState, Status};
-use crate::aggregate::{Expected, RoundJob, check_update};
+use crate::aggregate::{Expected, RoundJob, RoundRules, check_update};
 use crate::record::offline;
 
 impl Host {
@@ -185,27 +185,11 @@ impl Host {
                 round,
                 blob,
             } => self.receive(client, round, blob)?,
-            CoordinatorAction::Aggregate {
-                round,
-                base_version,
-                base,
-                population,
-                updates,
-            } => {
-                self.contributors = updates.iter().map(|update| update.client).collect();
-                let plan = self.coordinator.plan();
+            CoordinatorAction::Aggregate(given) => {
+                self.contributors = given.updates.iter().map(|update| update.client).collect();
                 let job = RoundJob {
-                    round,
-                    base_version,
-                    base: *base,
-                    updates,
-                    population,
-                    layouts: self.layouts.clone(),
-                    factors: plan.lora.train,
-                    ranks: plan.ranks.iter().map(|plan| plan.rank).collect(),
-                    codec: plan.codec,
-                    max_norm: plan.max_norm,
-                    strategy: plan.strategy.clone(),
+                    given: *given,
+                    rules: RoundRules::of(self.coordinator.plan(), &self.layouts),
                     state: self.optimizer.clone(),
                     measure_gap: true,
                     blobs: self.blobs.clone(),

@@ -29,7 +29,8 @@ use super::devices::DevicePark;
 use super::metrics::{ClientRound, PreferenceRound, RoundMetrics};
 use super::virtual_client::{Link, VirtualClient, client_id, fresh_participant};
 use crate::aggregate::{
-    Expected, Layouts, NextVersion, RoundError, RoundJob, check_update, culprit, first_version,
+    Expected, Layouts, NextVersion, RoundError, RoundJob, RoundRules, check_update, culprit,
+    first_version,
 };
 use crate::store::{BlobStore, StoreError};
 
@@ -445,26 +446,11 @@ impl Simulation {
                 let ready = ServerMessage::Ready { round, offset: 0 };
                 self.tell(index_of(client), &ready);
             }
-            CoordinatorAction::Aggregate {
-                round,
-                base_version,
-                base,
-                population,
-                updates,
-            } => {
-                let plan = self.coordinator.plan();
+            CoordinatorAction::Aggregate(given) => {
+                let round = given.round;
                 let job = RoundJob {
-                    round,
-                    base_version,
-                    base: *base,
-                    updates,
-                    population,
-                    layouts: self.layouts.clone(),
-                    factors: plan.lora.train,
-                    ranks: plan.ranks.iter().map(|plan| plan.rank).collect(),
-                    codec: plan.codec,
-                    max_norm: plan.max_norm,
-                    strategy: plan.strategy.clone(),
+                    given: *given,
+                    rules: RoundRules::of(self.coordinator.plan(), &self.layouts),
                     state: self.state.clone(),
                     measure_gap: self.measure_gap,
                     blobs: self.blobs.clone(),

@@ -18,8 +18,8 @@ mod simulation;
 
 pub use backoff::Backoff;
 pub use coordinator::{
-    Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
-    SnapshotError,
+    Contributions, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase,
+    CoordinatorStatus, SnapshotError,
 };
 pub use models::Models;
 pub use participant::{

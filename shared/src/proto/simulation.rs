@@ -439,9 +439,9 @@ impl World {
                 }
                 self.say(client, ServerMessage::Ready { round, offset: 0 });
             }
-            CoordinatorAction::Aggregate { round, updates, .. } => {
-                self.check_updates(round, &updates);
-                self.averaging = Some((round, updates));
+            CoordinatorAction::Aggregate(closed) => {
+                self.check_updates(closed.round, &closed.updates);
+                self.averaging = Some((closed.round, closed.updates));
             }
             CoordinatorAction::Record(_) | CoordinatorAction::Finish { .. } => {}
         }

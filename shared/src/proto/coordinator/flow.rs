@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::policy::{Presence, RoundPolicy, RoundVerdict};
 use super::super::round::{Member, MemberState, UpdateRecord, WeightedUpdate};
-use super::{Coordinator, CoordinatorAction, Phase};
+use super::{Contributions, Coordinator, CoordinatorAction, Phase};
 use crate::event::Event;
 use crate::id::ClientId;
 use crate::time::Timestamp;
@@ -128,13 +128,15 @@ impl Coordinator {
                 rank,
             }
         };
-        self.actions.push_back(CoordinatorAction::Aggregate {
+        let contributions = Contributions {
             round: self.round.id,
             base_version: self.version,
-            base: Box::new(self.models.clone()),
+            base: self.models.clone(),
             population: self.plan.population.max(self.known.len() as u64),
             updates: self.round.stored().map(update).collect(),
-        });
+        };
+        let action = CoordinatorAction::Aggregate(Box::new(contributions));
+        self.actions.push_back(action);
     }
 
     pub(super) fn finish(&mut self) {

@@ -142,18 +142,7 @@ pub enum CoordinatorAction {
     },
     /// Average the updates, let the strategy step, make the result durable
     /// and feed `Aggregated`.
-    Aggregate {
-        /// The round.
-        round: RoundId,
-        /// The version the updates start from.
-        base_version: ModelVersion,
-        /// What that version consists of.
-        base: Box<Models>,
-        /// How many clients there are (SCAFFOLD's N).
-        population: u64,
-        /// The updates in the order of [`ClientId`].
-        updates: Vec<WeightedUpdate>,
-    },
+    Aggregate(Box<Contributions>),
     /// The run is over; clients have been told.
     Finish {
         /// The last version.
@@ -161,6 +150,21 @@ pub enum CoordinatorAction {
         /// The last adapter.
         adapter: BlobRef,
     },
+}
+
+/// What a round that closed has to average.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contributions {
+    /// The round.
+    pub round: RoundId,
+    /// The version the updates start from.
+    pub base_version: ModelVersion,
+    /// What that version consists of.
+    pub base: Models,
+    /// How many clients there are (SCAFFOLD's N).
+    pub population: u64,
+    /// The updates in the order of [`ClientId`].
+    pub updates: Vec<WeightedUpdate>,
 }
 
 /// A run in figures, for status pages.

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 pub use self::io::{
-    CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus, SnapshotError,
+    Contributions, CoordinatorAction, CoordinatorInput, CoordinatorPhase, CoordinatorStatus,
+    SnapshotError,
 };
 use super::models::Models;
 use super::plan::{RunPlan, ShardFacts};

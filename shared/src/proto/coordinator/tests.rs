@@ -187,7 +187,7 @@ fn has_receipt(actions: &[CoordinatorAction], index: u8) -> bool {
 
 fn averaged(actions: &[CoordinatorAction]) -> Option<Vec<WeightedUpdate>> {
     actions.iter().find_map(|action| match action {
-        CoordinatorAction::Aggregate { updates, .. } => Some(updates.clone()),
+        CoordinatorAction::Aggregate(round) => Some(round.updates.clone()),
         _ => None,
     })
 }
@@ -633,7 +633,7 @@ fn control_variates_are_named_by_the_last_update_that_counts() {
     );
     let stored = host.store(1, 0);
     let population = stored.iter().find_map(|action| match action {
-        CoordinatorAction::Aggregate { population, .. } => Some(*population),
+        CoordinatorAction::Aggregate(round) => Some(round.population),
         _ => None,
     });
     assert_eq!(population, Some(7));
