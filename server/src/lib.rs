@@ -25,8 +25,8 @@ mod testing;
 
 pub use admin::{AdminError, ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status};
 pub use aggregate::{
-    AggregateError, ExactMean, Held, RankedSource, Source, WeightedSource, exact_mean, product_gap,
-    truncate, weighted_mean, weighted_sum, weighted_sum_held,
+    AggregateError, ExactMean, Held, RankedSource, Source, exact_mean, product_gap, truncate,
+    weighted_sum, weighted_sum_held,
 };
 pub use base::{Base, BaseError};
 pub use folder::{Folder, FolderError, InitOptions};

@@ -1,4 +1,4 @@
-//! Weighted sums and means of a round's updates, streamed from their encoded bytes.
+//! Weighted sums of a round's updates, streamed from their encoded bytes.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -33,18 +33,6 @@ pub struct Held<'a> {
     pub shares: [f64; 2],
     /// Its values in layout order.
     pub values: &'a [f32],
-}
-
-/// Where one update of a plain mean comes from; it is not read yet.
-pub struct WeightedSource<O> {
-    /// Whose it is.
-    pub client: ClientId,
-    /// What it counts; only the ratio to the others matters.
-    pub weight: f64,
-    /// What its values are multiplied with: 1, or less for a delta that is too long.
-    pub scale: f64,
-    /// Opens the encoded delta.
-    pub open: O,
 }
 
 /// The sum of `updates`, each multiplied with its shares.
@@ -130,45 +118,6 @@ pub fn weighted_sum_held(
         accumulate(&mut sums[block.range.clone()], &parts);
     }
     Ok(Delta::new(layout.clone(), sums)?)
-}
-
-/// The mean of `updates`, weighted: a [`weighted_sum`] with shares that the weights give.
-///
-/// # Errors
-///
-/// [`AggregateError`]; then nothing was averaged.
-pub fn weighted_mean<R, E>(
-    layout: &Arc<Layout>,
-    codec: Codec,
-    mut updates: Vec<WeightedSource<impl FnOnce() -> Result<R, E>>>,
-    device: &Device,
-) -> Result<Delta, AggregateError>
-where
-    R: Read + Send,
-    E: std::error::Error + Send + Sync + 'static,
-{
-    updates.sort_by_key(|update| update.client);
-    let total = total_weight(updates.iter().map(|update| update.weight))?;
-    let source = |update: WeightedSource<_>| Source {
-        client: update.client,
-        shares: [update.weight * update.scale / total; 2],
-        open: update.open,
-    };
-    let sources = updates.into_iter().map(source).collect();
-    weighted_sum(layout, layout.len(), codec, sources, device)
-}
-
-/// The sum of `weights`, which must come in the order of the clients' identities.
-///
-/// # Errors
-///
-/// [`AggregateError::NoWeight`] unless it is a positive number.
-pub(super) fn total_weight(weights: impl Iterator<Item = f64>) -> Result<f64, AggregateError> {
-    let total: f64 = weights.sum();
-    match total > 0.0 && total.is_finite() {
-        true => Ok(total),
-        false => Err(AggregateError::NoWeight(total)),
-    }
 }
 
 fn check_shares(updates: impl Iterator<Item = (ClientId, [f64; 2])>) -> Result<(), AggregateError> {
@@ -273,17 +222,6 @@ mod tests {
         (0..count).map(make).collect()
     }
 
-    fn weighted<'a>(
-        made: &'a Made,
-    ) -> WeightedSource<impl FnOnce() -> Result<&'a [u8], Infallible>> {
-        WeightedSource {
-            client: made.client,
-            weight: made.weight,
-            scale: 1.0,
-            open: || Ok(made.bytes.as_slice()),
-        }
-    }
-
     fn source<'a>(
         made: &'a Made,
         shares: [f64; 2],
@@ -293,6 +231,20 @@ mod tests {
             shares,
             open: || Ok(made.bytes.as_slice()),
         }
+    }
+
+    /// The shares of a weighted mean, and the mean.
+    fn mean(
+        layout: &Arc<Layout>,
+        codec: Codec,
+        made: &[Made],
+        device: &Device,
+    ) -> Result<Delta, AggregateError> {
+        let total: f64 = made.iter().map(|made| made.weight).sum();
+        let sources = made
+            .iter()
+            .map(|made| source(made, [made.weight / total; 2]));
+        weighted_sum(layout, layout.len(), codec, sources.collect(), device)
     }
 
     /// Shares that differ between clients and halves, some of them negative.
@@ -333,8 +285,7 @@ mod tests {
             }
             let expected = reference.finish().unwrap();
             let expected: Vec<_> = expected.values().iter().map(|v| f64::from(*v)).collect();
-            let updates = made.iter().map(weighted).collect();
-            let mean = weighted_mean(&layout, codec, updates, &Device::flex()).unwrap();
+            let mean = mean(&layout, codec, &made, &Device::flex()).unwrap();
             let worst = worst(&mean, &expected);
             assert!(worst < 7.0 * 6e-8 * 5e-4, "{codec}: {worst}");
         }
@@ -398,32 +349,15 @@ mod tests {
         let layout = layout();
         let mut made = made(&layout, 9, Codec::Bf16);
         let device = Device::flex();
-        let mut mean = || {
-            let updates = made.iter().map(weighted).collect();
-            let mean = weighted_mean(&layout, Codec::Bf16, updates, &device).unwrap();
+        let mut in_another_order = || {
+            let mean = mean(&layout, Codec::Bf16, &made, &device).unwrap();
             made.rotate_left(3);
             made.swap(0, 5);
             mean
         };
-        let first = mean();
-        assert_eq!(first, mean());
-        assert_eq!(first, mean());
-    }
-
-    #[test]
-    fn a_scaled_update_weighs_as_much_and_moves_less() {
-        let layout = layout();
-        let made = made(&layout, 2, Codec::Bf16);
-        let half = WeightedSource {
-            scale: 0.5,
-            ..weighted(&made[1])
-        };
-        let device = Device::flex();
-        let whole = vec![weighted(&made[1])];
-        let whole = weighted_mean(&layout, Codec::Bf16, whole, &device).unwrap();
-        let half = weighted_mean(&layout, Codec::Bf16, vec![half], &device).unwrap();
-        let ratio = half.l2_norm() / whole.l2_norm();
-        assert!((ratio - 0.5).abs() < 1e-6, "{ratio}");
+        let first = in_another_order();
+        assert_eq!(first, in_another_order());
+        assert_eq!(first, in_another_order());
     }
 
     #[test]
@@ -431,9 +365,6 @@ mod tests {
         let layout = layout();
         let made = made(&layout, 3, Codec::Bf16);
         let device = Device::flex();
-        let none = made[..0].iter().map(weighted).collect();
-        let empty = weighted_mean(&layout, Codec::Bf16, none, &device);
-        assert!(matches!(empty, Err(AggregateError::NoWeight(_))));
         let none = made[..0]
             .iter()
             .map(|made| source(made, [1.0; 2]))
@@ -452,15 +383,13 @@ mod tests {
         let layout = layout();
         let mut made = made(&layout, 3, Codec::Bf16);
         let device = Device::flex();
-        let updates = made.iter().map(weighted).collect();
-        let wrong = weighted_mean(&layout, Codec::F32, updates, &device);
+        let wrong = mean(&layout, Codec::F32, &made, &device);
         assert!(
             matches!(wrong, Err(AggregateError::Update { client, .. }) if client == made[0].client)
         );
         let cut = made[2].bytes.len() - 1;
         made[2].bytes.truncate(cut);
-        let updates = made.iter().map(weighted).collect();
-        let cut = weighted_mean(&layout, Codec::Bf16, updates, &device);
+        let cut = mean(&layout, Codec::Bf16, &made, &device);
         assert!(
             matches!(cut, Err(AggregateError::Update { client, .. }) if client == made[2].client)
         );

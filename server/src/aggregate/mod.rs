@@ -24,7 +24,7 @@ pub(crate) use check::check_update;
 pub use error::AggregateError;
 pub use exact::{ExactMean, exact_mean, truncate};
 pub use gap::product_gap;
-pub use mean::{Held, Source, WeightedSource, weighted_mean, weighted_sum, weighted_sum_held};
+pub use mean::{Held, Source, weighted_sum, weighted_sum_held};
 pub use pairs::RankedSource;
 pub(crate) use round::{
     Layouts, NextVersion, RoundError, RoundJob, RoundRules, culprit, first_version,

@@ -11,7 +11,6 @@ use rayon::prelude::*;
 
 use super::AggregateError;
 use super::matrix::Mat;
-use super::mean::total_weight;
 
 /// Values of stacked factors that are in memory before they are worked on: 64 MiB.
 const BATCH: usize = 1 << 24;
@@ -268,4 +267,17 @@ fn read<R: Read + Send>(
     let read: Vec<_> = read.collect();
     read.into_iter().try_for_each(|read| read.map(drop))?;
     Ok(values)
+}
+
+/// The sum of `weights`, which must come in the order of the clients' identities.
+///
+/// # Errors
+///
+/// [`AggregateError::NoWeight`] unless it is a positive number.
+fn total_weight(weights: impl Iterator<Item = f64>) -> Result<f64, AggregateError> {
+    let total: f64 = weights.sum();
+    match total > 0.0 && total.is_finite() {
+        true => Ok(total),
+        false => Err(AggregateError::NoWeight(total)),
+    }
 }
