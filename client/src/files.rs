@@ -4,34 +4,31 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Who may read a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Readers {
-    /// Whoever the system lets.
-    Default,
-    /// Its owner alone (mode 0600 on Unix; the profile's own rights on Windows).
-    Owner,
+/// Writes `bytes` to `path`: temporary file, fsync, rename, fsync of the folder.
+///
+/// # Errors
+///
+/// What the system says; then the old file is untouched, and the temporary one is gone.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, false)
 }
 
-/// Writes `bytes` to `path`: temporary file, fsync, rename, fsync of the folder.
-pub(crate) fn write_durable(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let mut temporary = name.to_owned();
-    temporary.push(".tmp");
-    let temporary = folder.join(temporary);
-    let written = write_new(&temporary, bytes, readers).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // The error that matters is the first one; on a full disk the space comes back.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_folder(folder)
+/// Like [`write_durable`], readable by the owner alone (mode 0600 on Unix; the profile's own rights
+/// on Windows).
+///
+/// # Errors
+///
+/// Those of [`write_durable`].
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, true)
 }
 
 /// Makes the entries of `folder` durable. Other systems than Unix cannot sync a folder.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+///
+/// # Errors
+///
+/// What the system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(folder)?.sync_all()?;
     }
@@ -39,7 +36,11 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Creates `folder` and its parents, open to the owner alone on Unix.
-pub(crate) fn create_private_folder(folder: &Path) -> io::Result<()> {
+///
+/// # Errors
+///
+/// What the system says.
+pub fn create_private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -50,16 +51,37 @@ pub(crate) fn create_private_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-fn write_new(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], secret: bool) -> io::Result<()> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut temporary = name.to_owned();
+    temporary.push(".tmp");
+    let temporary = folder.join(temporary);
+    let written = write_new(&temporary, bytes, secret).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The error that matters is the first one; on a full disk the space comes back.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+fn write_new(path: &Path, bytes: &[u8], secret: bool) -> io::Result<()> {
+    // A leftover of a crash may have other permissions: start from a new file.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
-    if readers == Readers::Owner {
+    if secret {
         use std::os::unix::fs::OpenOptionsExt;
         options.mode(0o600);
     }
     #[cfg(not(unix))]
-    let _ = readers;
+    let _ = secret;
     let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
@@ -70,11 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replaces_whole_and_keeps_secrets_private() {
+    fn secrets_are_private_and_replaced_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key.pem");
-        write_durable(&path, b"first, and longer", Readers::Owner).unwrap();
-        write_durable(&path, b"second", Readers::Owner).unwrap();
+        // What a crash left, readable by everyone.
+        fs::write(folder.path().join("key.pem.tmp"), b"half a k").unwrap();
+        write_secret(&path, b"first, and longer").unwrap();
+        write_secret(&path, b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         #[cfg(unix)]

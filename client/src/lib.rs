@@ -9,7 +9,7 @@ pub mod cli;
 mod datasets;
 mod download;
 mod exit;
-mod files;
+pub mod files;
 mod governor;
 mod hub;
 mod identity;

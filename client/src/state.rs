@@ -23,7 +23,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::files::{Readers, create_private_folder, sync_folder, write_durable};
+use crate::files::{create_private_folder, sync_folder, write_durable, write_secret};
 use crate::identity::{CertificateFacts, ClientKey, IdentityError};
 use crate::ledger::Ledger;
 use crate::store::RoundStore;
@@ -223,7 +223,7 @@ impl StateDir {
         create_private_folder(&folder).map_err(io_error("create", &folder))?;
         let probe = folder.join(".probe");
         // As large as what a membership needs.
-        let written = write_durable(&probe, &[0; 16 * 1024], Readers::Owner);
+        let written = write_secret(&probe, &[0; 16 * 1024]);
         written.map_err(io_error("write", &probe))?;
         fs::remove_file(&probe).map_err(io_error("remove", &probe))
     }
@@ -402,13 +402,12 @@ fn write_membership(
     membership: &Membership,
     ledger: &Ledger,
 ) -> Result<(), StateError> {
-    let write = |name: &str, bytes: &[u8], readers| {
+    let key = folder.join(KEY);
+    write_secret(&key, membership.key.to_pem().as_bytes()).map_err(io_error("write", &key))?;
+    for (name, bytes) in [(CERTIFICATE, &membership.certificate), (CA, &membership.ca)] {
         let path = folder.join(name);
-        write_durable(&path, bytes, readers).map_err(io_error("write", &path))
-    };
-    write(KEY, membership.key.to_pem().as_bytes(), Readers::Owner)?;
-    write(CERTIFICATE, &membership.certificate, Readers::Default)?;
-    write(CA, &membership.ca, Readers::Default)?;
+        write_durable(&path, bytes).map_err(io_error("write", &path))?;
+    }
     write_json(&folder.join(LEDGER), ledger)?;
     let about = About {
         server: membership.server.clone(),
@@ -434,7 +433,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Stat
         reason: error.to_string(),
     })?;
     text.push(b'\n');
-    write_durable(path, &text, Readers::Default).map_err(io_error("write", path))
+    write_durable(path, &text).map_err(io_error("write", path))
 }
 
 fn remove_folder(folder: &Path) -> Result<(), StateError> {

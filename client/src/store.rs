@@ -19,7 +19,7 @@ use fedllm_shared::{
     Adapter, BlobRef, Digest, Layout, ParticipantState, RoundId, RunId, decode_adapter, decode_body,
 };
 
-use crate::files::{Readers, write_durable};
+use crate::files::write_secret;
 use crate::ledger::Ledger;
 use crate::state::{LEDGER, StateError, io_error, write_json};
 
@@ -71,7 +71,7 @@ impl RoundStore {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        write_durable(&path, &bytes, Readers::Owner).map_err(io_error("write", &path))
+        write_secret(&path, &bytes).map_err(io_error("write", &path))
     }
 
     /// Keeps an encoded delta; when this returns, it survives a crash.
@@ -81,7 +81,7 @@ impl RoundStore {
     /// [`StateError::Io`], for example on a full disk.
     pub fn save_delta(&self, digest: Digest, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.delta(digest);
-        write_durable(&path, bytes, Readers::Owner).map_err(io_error("write", &path))
+        write_secret(&path, bytes).map_err(io_error("write", &path))
     }
 
     /// Reads an encoded delta; `None` if it is not there, or not what was written.
@@ -157,7 +157,7 @@ impl RoundStore {
     ) -> Result<(), StateError> {
         let path = self.variate_path(round);
         let content = [&run.0[..], bytes].concat();
-        write_durable(&path, &content, Readers::Owner).map_err(io_error("write", &path))?;
+        write_secret(&path, &content).map_err(io_error("write", &path))?;
         for old in self.variate_rounds() {
             if old != round && Some(old) != since {
                 // One that stays is found again by the next round.

@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fedllm_client::files::{create_private_folder, write_durable};
 use fedllm_shared::{ConfigError, Federation};
 use thiserror::Error;
 
-use crate::files::{create_private_folder, write_durable};
 use crate::pki::{Authority, PkiError};
 
 const CONFIG: &str = "federation.toml";

@@ -9,7 +9,6 @@ mod aggregate;
 mod base;
 pub mod cli;
 mod evaluate;
-mod files;
 mod folder;
 mod host;
 mod net;

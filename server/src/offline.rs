@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use fedllm_client::files;
 use fedllm_shared::{
     Adapter, BlobRef, ClientId, Codec, Contributions, Delta, Digest, LowRankError, ModelVersion,
     Models, Reduction, RoundId, RoundReport, ServerState, Strategy, VARIATE, WeightBy,
@@ -16,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::aggregate::{Layouts, RoundError, RoundJob, RoundRules};
-use crate::files;
 use crate::store::{BlobStore, MemoryBlobs, StoreError};
 
 pub use tensors::{TensorError, Tensors};

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fedllm_client::files::{create_private_folder, write_durable, write_secret};
 use fedllm_shared::ClientId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
@@ -21,8 +22,6 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyD
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use time::OffsetDateTime;
-
-use crate::files::{create_private_folder, write_durable, write_secret};
 
 /// The name every server certificate carries, whatever address it is reached by.
 ///

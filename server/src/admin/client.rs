@@ -6,11 +6,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fedllm_client::files::write_secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use crate::files::write_secret;
 
 const FILE: &str = "admin.json";
 const TIMEOUT: Duration = Duration::from_secs(10);

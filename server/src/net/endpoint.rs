@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fedllm_client::files::write_secret;
 use fedllm_shared::{ALPN, ALPN_JOIN};
 use quinn::crypto::HmacKey;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -20,7 +21,6 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
 
-use crate::files::write_secret;
 use crate::pki::ServerIdentity;
 
 /// A client that says nothing for this long is gone. Clients send a keep-alive every 15 s.

@@ -187,7 +187,7 @@ impl Tensors {
         let views: Result<Vec<_>, safetensors::SafeTensorError> = views.collect();
         let views = views.map_err(|error| failed(error.to_string()))?;
         let file = safetensors::serialize(views, None).map_err(|e| failed(e.to_string()))?;
-        crate::files::write_durable(path, &file).map_err(|error| failed(error.to_string()))
+        fedllm_client::files::write_durable(path, &file).map_err(|error| failed(error.to_string()))
     }
 }
 

@@ -9,10 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use fedllm_client::files::{create_private_folder, sync_folder};
 use fedllm_shared::{BlobCheck, BlobError, BlobRef, ClientId, Digest, resume_offset};
 
 use super::{BlobStore, StoreError};
-use crate::files::{create_private_folder, sync_folder};
 
 /// A folder of blobs.
 #[derive(Clone, Debug)]
