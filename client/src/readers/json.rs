@@ -3,8 +3,6 @@
 //! The cut follows strings and brackets only; each row is parsed later, by itself, so that a
 //! mistake in one row does not hide the next and rows can be parsed in parallel.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -14,7 +12,6 @@ use super::{Body, MAX_ROW_BYTES, Place, RawRow, ReadError, RowError, RowProblem}
 
 /// The elements of one JSON array.
 pub(super) struct Array {
-    path: PathBuf,
     text: Text,
     state: State,
 }
@@ -31,7 +28,6 @@ enum State {
 impl Array {
     pub(super) fn new(source: Source) -> Self {
         Self {
-            path: source.path,
             text: source.text,
             state: State::Start,
         }
@@ -46,49 +42,37 @@ impl Array {
             return Ok(None);
         };
         self.state = State::Done; // unless all goes well
-        match self.skip_space()? {
+        match self.text.skip_space()? {
             Some(b']') => return self.end(),
             Some(b',') if !first => {
                 self.text.take(1);
-                match self.skip_space()? {
-                    Some(b']' | b',') => return Err(self.error("a row is missing after the comma")),
+                match self.text.skip_space()? {
+                    Some(b']' | b',') => {
+                        return Err(self.text.wrong("a row is missing after the comma"));
+                    }
                     Some(_) => {}
                     None => return Err(self.cut_off()),
                 }
             }
             Some(_) if first => {}
-            Some(_) => return Err(self.error("expected `,` or `]` after a row")),
+            Some(_) => return Err(self.text.wrong("expected `,` or `]` after a row")),
             None => return Err(self.cut_off()),
         }
-        let row = element(&self.path, &mut self.text)?;
+        let row = element(&mut self.text)?;
         self.state = State::Between { first: false };
         Ok(Some(row))
     }
 
     fn end(&mut self) -> Result<Option<RawRow>, ReadError> {
         self.text.take(1);
-        match self.skip_space()? {
+        match self.text.skip_space()? {
             None => Ok(None),
-            Some(_) => Err(self.error("there is more after the end of the array")),
+            Some(_) => Err(self.text.wrong("there is more after the end of the array")),
         }
-    }
-
-    fn skip_space(&mut self) -> Result<Option<u8>, ReadError> {
-        self.text
-            .skip_space()
-            .map_err(|e| ReadError::io(&self.path, e))
     }
 
     fn cut_off(&self) -> ReadError {
-        self.error("the file ends before the array's `]`")
-    }
-
-    fn error(&self, what: &str) -> ReadError {
-        ReadError::Syntax {
-            path: self.path.clone(),
-            place: self.text.place,
-            what: what.to_owned(),
-        }
+        self.text.wrong("the file ends before the array's `]`")
     }
 }
 
@@ -103,7 +87,6 @@ impl Iterator for Array {
 /// The values of one JSON object: each is a row, or a list of rows, and each row has its name as
 /// [key](RawRow::key).
 pub(super) struct Members {
-    path: PathBuf,
     text: Text,
     place: Within,
 }
@@ -123,7 +106,6 @@ enum Within {
 impl Members {
     pub(super) fn new(source: Source) -> Self {
         Self {
-            path: source.path,
             text: source.text,
             place: Within::Start,
         }
@@ -139,9 +121,11 @@ impl Members {
                 }
                 Within::Object { first } => {
                     if !self.separated(first, b'}')? {
-                        return match self.skip_space()? {
+                        return match self.text.skip_space()? {
                             None => Ok(None),
-                            Some(_) => Err(self.error("there is more after the end of the object")),
+                            Some(_) => {
+                                Err(self.text.wrong("there is more after the end of the object"))
+                            }
                         };
                     }
                     if let Some(row) = self.member()? {
@@ -154,7 +138,7 @@ impl Members {
                         self.place = Within::Object { first: false };
                         continue;
                     }
-                    let mut row = element(&self.path, &mut self.text)?;
+                    let mut row = element(&mut self.text)?;
                     row.key = Some(Arc::clone(&key));
                     self.place = Within::List { key, first: false };
                     return Ok(Some(row));
@@ -165,62 +149,52 @@ impl Members {
 
     /// Takes a member's name and its value, or of a list only the `[`.
     fn member(&mut self) -> Result<Option<RawRow>, ReadError> {
-        if self.skip_space()? != Some(b'"') {
-            return Err(self.error("expected a name in double quotes"));
+        if self.text.skip_space()? != Some(b'"') {
+            return Err(self.text.wrong("expected a name in double quotes"));
         }
-        let name = element(&self.path, &mut self.text)?;
+        let name = element(&mut self.text)?;
         let key = match &name.body {
             Body::Json(name) => serde_json::from_slice::<String>(name).ok(),
             _ => None,
         };
         let key: Arc<str> = key
-            .ok_or_else(|| self.error("the name before this is no JSON"))?
+            .ok_or_else(|| self.text.wrong("the name before this is no JSON"))?
             .into();
-        if self.skip_space()? != Some(b':') {
-            return Err(self.error("expected `:` after a name"));
+        if self.text.skip_space()? != Some(b':') {
+            return Err(self.text.wrong("expected `:` after a name"));
         }
         self.text.take(1);
-        if self.skip_space()? == Some(b'[') {
+        if self.text.skip_space()? == Some(b'[') {
             self.text.take(1);
             self.place = Within::List { key, first: true };
             return Ok(None);
         }
-        let mut row = element(&self.path, &mut self.text)?;
+        let mut row = element(&mut self.text)?;
         row.key = Some(key);
         Ok(Some(row))
     }
 
     /// Takes the comma before another value, or `close`; whether there is another value.
     fn separated(&mut self, first: bool, close: u8) -> Result<bool, ReadError> {
-        match self.skip_space()? {
+        match self.text.skip_space()? {
             Some(byte) if byte == close => {
                 self.text.take(1);
                 Ok(false)
             }
             Some(b',') if !first => {
                 self.text.take(1);
-                match self.skip_space()? {
-                    Some(b',' | b']' | b'}') => Err(self.error("a row is missing after the comma")),
+                match self.text.skip_space()? {
+                    Some(b',' | b']' | b'}') => {
+                        Err(self.text.wrong("a row is missing after the comma"))
+                    }
                     _ => Ok(true),
                 }
             }
             Some(_) if first => Ok(true),
-            Some(_) => Err(self.error("expected a comma or the end of the list or object")),
-            None => Err(self.error("the file ends inside the object")),
-        }
-    }
-
-    fn skip_space(&mut self) -> Result<Option<u8>, ReadError> {
-        self.text
-            .skip_space()
-            .map_err(|e| ReadError::io(&self.path, e))
-    }
-
-    fn error(&self, what: &str) -> ReadError {
-        ReadError::Syntax {
-            path: self.path.clone(),
-            place: self.text.place,
-            what: what.to_owned(),
+            Some(_) => Err(self
+                .text
+                .wrong("expected a comma or the end of the list or object")),
+            None => Err(self.text.wrong("the file ends inside the object")),
         }
     }
 }
@@ -235,7 +209,6 @@ impl Iterator for Members {
 
 /// JSON values one after the other, on as many lines as they like.
 pub(super) struct Values {
-    path: PathBuf,
     text: Text,
     done: bool,
 }
@@ -243,17 +216,15 @@ pub(super) struct Values {
 impl Values {
     pub(super) fn new(source: Source) -> Self {
         Self {
-            path: source.path,
             text: source.text,
             done: false,
         }
     }
 
     fn next_row(&mut self) -> Result<Option<RawRow>, ReadError> {
-        let next = self.text.skip_space();
-        match next.map_err(|e| ReadError::io(&self.path, e))? {
+        match self.text.skip_space()? {
             None => Ok(None),
-            Some(_) => element(&self.path, &mut self.text).map(Some),
+            Some(_) => element(&mut self.text).map(Some),
         }
     }
 }
@@ -272,28 +243,24 @@ impl Iterator for Values {
 }
 
 /// Takes the value that begins here.
-fn element(path: &Path, text: &mut Text) -> Result<RawRow, ReadError> {
+fn element(text: &mut Text) -> Result<RawRow, ReadError> {
     let place = text.place;
     let mut row = Vec::new();
     let mut scanner = Scanner::default();
     loop {
-        let bytes = text.peek().map_err(|e| ReadError::io(path, e))?;
+        let bytes = text.peek()?;
         if bytes.is_empty() {
-            return Err(ReadError::Syntax {
-                path: path.to_owned(),
-                place,
-                what: "the file ends inside the row that begins here".to_owned(),
-            });
+            let what = "the file ends inside the row that begins here";
+            return Err(text.wrong_at(place, what));
         }
         let length = bytes.len();
         let end = scanner.end(bytes);
-        text.take_into(end.unwrap_or(length), &mut row)
-            .map_err(|e| ReadError::io(path, e))?;
+        text.take_into(end.unwrap_or(length), &mut row)?;
         if end.is_some() {
             return Ok(RawRow::new(place, Body::Json(row)));
         }
         if row.len() > MAX_ROW_BYTES {
-            return Err(too_long(path, place));
+            return Err(too_long(text, place));
         }
     }
 }
@@ -347,7 +314,6 @@ impl Scanner {
 
 /// The lines of a file of one JSON value a line.
 pub(super) struct Lines {
-    path: PathBuf,
     text: Text,
     done: bool,
 }
@@ -355,36 +321,24 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(source: Source) -> Self {
         Self {
-            path: source.path,
             text: source.text,
             done: false,
         }
     }
 
     fn next_row(&mut self) -> Result<Option<RawRow>, ReadError> {
-        let fail = |e: io::Error| ReadError::io(&self.path, e);
         // Blank lines separate nothing, so they are skipped with all other white space.
-        if self.text.skip_space().map_err(fail)?.is_none() {
+        if self.text.skip_space()?.is_none() {
             return Ok(None);
         }
         let place = self.text.place;
         let mut row = Vec::new();
-        loop {
-            let bytes = self.text.peek().map_err(fail)?;
-            let newline = bytes.iter().position(|&byte| byte == b'\n');
-            let length = newline.unwrap_or(bytes.len());
-            let ended = newline.is_some() || bytes.is_empty();
-            self.text.take_into(length, &mut row).map_err(fail)?;
-            if ended {
-                let end = row.trim_ascii_end().len();
-                row.truncate(end);
-                let body = Body::Json(row);
-                return Ok(Some(RawRow::new(place, body)));
-            }
-            if row.len() > MAX_ROW_BYTES {
-                return Err(too_long(&self.path, place));
-            }
+        self.text.line(&mut row)?;
+        if row.len() > MAX_ROW_BYTES {
+            return Err(too_long(&self.text, place));
         }
+        row.truncate(row.trim_ascii_end().len());
+        Ok(Some(RawRow::new(place, Body::Json(row))))
     }
 }
 
@@ -441,13 +395,10 @@ fn without_place(error: &serde_json::Error) -> String {
     }
 }
 
-fn too_long(path: &Path, place: Place) -> ReadError {
-    ReadError::Syntax {
-        path: path.to_owned(),
+fn too_long(text: &Text, place: Place) -> ReadError {
+    let limit = MAX_ROW_BYTES >> 20;
+    text.wrong_at(
         place,
-        what: format!(
-            "the row that begins here is longer than {} MiB",
-            MAX_ROW_BYTES >> 20
-        ),
-    }
+        format!("the row that begins here is longer than {limit} MiB"),
+    )
 }

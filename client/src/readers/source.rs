@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Place, ReadError};
+use super::{MAX_ROW_BYTES, Place, ReadError};
 
 /// How the rows of a file are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,6 @@ pub(super) enum Kind {
 
 /// An open file, at its first byte that is not white space.
 pub(super) struct Source {
-    pub(super) path: PathBuf,
     pub(super) kind: Kind,
     pub(super) text: Text,
     /// Length of the file on the disk.
@@ -40,12 +39,16 @@ pub(super) struct Source {
 impl Source {
     /// Whether the file's name says that it holds JSON Lines.
     pub(super) fn is_jsonl(&self) -> bool {
-        matches!(extension(&self.path).as_deref(), Some("jsonl" | "ndjson"))
+        matches!(
+            extension(&self.text.path).as_deref(),
+            Some("jsonl" | "ndjson")
+        )
     }
 }
 
 /// Bytes that know where they are.
 pub(super) struct Text {
+    pub(super) path: PathBuf,
     reader: Box<dyn BufRead + Send>,
     pub(super) place: Place,
 }
@@ -66,6 +69,7 @@ pub(super) fn open(path: &Path) -> Result<Source, ReadError> {
         read: Arc::clone(&read),
     };
     let mut text = Text {
+        path: path.to_owned(),
         reader: decompress(counted).map_err(fail)?,
         place: Place {
             line: 1,
@@ -73,9 +77,8 @@ pub(super) fn open(path: &Path) -> Result<Source, ReadError> {
             offset: 0,
         },
     };
-    let kind = kind(path, &mut text)?;
+    let kind = kind(&mut text)?;
     Ok(Source {
-        path: path.to_owned(),
         kind,
         text,
         bytes: metadata.len(),
@@ -85,15 +88,17 @@ pub(super) fn open(path: &Path) -> Result<Source, ReadError> {
 
 impl Text {
     /// The next bytes, without taking them; empty at the end of the file.
-    pub(super) fn peek(&mut self) -> io::Result<&[u8]> {
+    pub(super) fn peek(&mut self) -> Result<&[u8], ReadError> {
         loop {
             match self.reader.fill_buf() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-                // Asked again, because the borrow checker does not let a loop return a borrow.
-                Ok(_) => return self.reader.fill_buf(),
+                Err(error) => return Err(ReadError::io(&self.path, error)),
+                Ok(_) => break,
             }
         }
+        // Asked again, because the borrow checker does not let a loop return a borrow.
+        let bytes = self.reader.fill_buf();
+        bytes.map_err(|error| ReadError::io(&self.path, error))
     }
 
     /// Takes `count` bytes of what [`peek`](Self::peek) showed, none of them a newline.
@@ -109,16 +114,16 @@ impl Text {
     }
 
     /// Takes `count` bytes of what [`peek`](Self::peek) showed and appends them to `row`.
-    pub(super) fn take_into(&mut self, count: usize, row: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn take_into(&mut self, count: usize, row: &mut Vec<u8>) -> Result<(), ReadError> {
         let start = row.len();
-        row.extend_from_slice(&self.reader.fill_buf()?[..count]);
+        row.extend_from_slice(&self.peek()?[..count]);
         self.reader.consume(count);
         self.passed(&row[start..]);
         Ok(())
     }
 
     /// Takes white space; returns the byte after it, if there is one.
-    pub(super) fn skip_space(&mut self) -> io::Result<Option<u8>> {
+    pub(super) fn skip_space(&mut self) -> Result<Option<u8>, ReadError> {
         loop {
             let Some(&byte) = self.peek()?.first() else {
                 return Ok(None);
@@ -131,6 +136,36 @@ impl Text {
                 self.place.line += 1;
                 self.place.column = 1;
             }
+        }
+    }
+
+    /// Appends a line with its newline to `row`, or of a longer one more than [`MAX_ROW_BYTES`];
+    /// false at the end of the file.
+    pub(super) fn line(&mut self, row: &mut Vec<u8>) -> Result<bool, ReadError> {
+        loop {
+            let bytes = self.peek()?;
+            if bytes.is_empty() {
+                return Ok(false);
+            }
+            let newline = bytes.iter().position(|&byte| byte == b'\n');
+            let length = newline.map_or(bytes.len(), |at| at + 1);
+            self.take_into(length, row)?;
+            if newline.is_some() || row.len() > MAX_ROW_BYTES {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// What is wrong here, or at another place.
+    pub(super) fn wrong(&self, what: impl Into<String>) -> ReadError {
+        self.wrong_at(self.place, what)
+    }
+
+    pub(super) fn wrong_at(&self, place: Place, what: impl Into<String>) -> ReadError {
+        ReadError::Syntax {
+            path: self.path.clone(),
+            place,
+            what: what.into(),
         }
     }
 
@@ -179,15 +214,14 @@ fn head<R: Read>(mut reader: R) -> io::Result<(Vec<u8>, R)> {
     Ok((head, reader))
 }
 
-fn kind(path: &Path, text: &mut Text) -> Result<Kind, ReadError> {
-    let fail = |source| ReadError::io(path, source);
+fn kind(text: &mut Text) -> Result<Kind, ReadError> {
     // What `decompress` looked at comes first, so up to four bytes are here at once.
-    let start = text.peek().map_err(fail)?;
+    let start = text.peek()?;
     match start {
         [b'P', b'A', b'R', b'1', ..] => return Ok(Kind::Parquet),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
             return Err(not_rows(
-                path,
+                &text.path,
                 "it is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
             ));
         }
@@ -197,23 +231,23 @@ fn kind(path: &Path, text: &mut Text) -> Result<Kind, ReadError> {
         }
         _ => {}
     }
-    match extension(path).as_deref() {
+    match extension(&text.path).as_deref() {
         Some("csv") => return Ok(Kind::Table { delimiter: b',' }),
         Some("tsv") => return Ok(Kind::Table { delimiter: b'\t' }),
         Some("txt") => return Ok(Kind::Text),
         _ => {}
     }
-    match text.skip_space().map_err(fail)? {
+    match text.skip_space()? {
         Some(b'[') => Ok(Kind::Array),
         Some(b'{') => Ok(Kind::Lines),
         Some(byte) => Err(not_rows(
-            path,
+            &text.path,
             &format!(
                 "it is no JSON: {} begins with the byte 0x{byte:02x} instead of `[` or `{{`",
                 text.place
             ),
         )),
-        None => Err(ReadError::Empty(path.to_owned())),
+        None => Err(ReadError::Empty(text.path.clone())),
     }
 }
 

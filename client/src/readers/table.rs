@@ -30,7 +30,8 @@ impl Table {
     ) -> Result<Self, ReadError> {
         let base = source.text.place.offset;
         let mut header = Vec::new();
-        line(&mut source.text, &mut header).map_err(|e| ReadError::io(&source.path, e))?;
+        source.text.line(&mut header)?;
+        let path = source.text.path.clone();
         let crlf = header.ends_with(b"\r\n");
         let reader: Box<dyn BufRead + Send> =
             Box::new(Cursor::new(header).chain(source.text.into_reader()));
@@ -41,23 +42,23 @@ impl Table {
         // The first record, which stays to be read.
         let first = reader
             .byte_headers()
-            .map_err(|error| frame_error(&source.path, error))?;
+            .map_err(|error| frame_error(&path, error))?;
         let names = match is_header(first, read_as.no_header_before) {
             false => (0..first.len()).map(|i| i.to_string()).collect(),
             true => {
                 let names = names(first, read_as.latin1).ok_or_else(|| ReadError::NotRows {
-                    path: source.path.clone(),
+                    path: path.clone(),
                     found: "its header line is not UTF-8".to_owned(),
                 })?;
                 let mut skipped = csv::ByteRecord::new();
                 reader
                     .read_byte_record(&mut skipped)
-                    .map_err(|error| frame_error(&source.path, error))?;
+                    .map_err(|error| frame_error(&path, error))?;
                 names
             }
         };
         Ok(Self {
-            path: source.path,
+            path,
             reader,
             names: Arc::new(names),
             base,
@@ -148,7 +149,6 @@ fn frame_error(path: &std::path::Path, error: csv::Error) -> ReadError {
 
 /// Blocks of a text between blank lines, or its lines: each is a row.
 pub(super) struct Blocks {
-    path: PathBuf,
     text: Text,
     row_per_line: bool,
     latin1: bool,
@@ -158,7 +158,6 @@ pub(super) struct Blocks {
 impl Blocks {
     pub(super) fn new(source: Source, read_as: &ReadAs) -> Self {
         Self {
-            path: source.path,
             text: source.text,
             row_per_line: read_as.row_per_line,
             latin1: read_as.latin1,
@@ -166,7 +165,7 @@ impl Blocks {
         }
     }
 
-    fn next_row(&mut self) -> io::Result<Option<Result<RawRow, Place>>> {
+    fn next_row(&mut self) -> Result<Option<RawRow>, ReadError> {
         if self.text.skip_space()?.is_none() {
             return Ok(None);
         }
@@ -174,33 +173,21 @@ impl Blocks {
         let mut block = Vec::new();
         loop {
             let start = block.len();
-            let more = line(&mut self.text, &mut block)?;
+            let more = self.text.line(&mut block)?;
             let blank = block[start..].trim_ascii().is_empty();
             if blank || !more || self.row_per_line {
                 block.truncate(block.trim_ascii_end().len());
                 let mut row = RawRow::new(place, Body::Text(block));
                 row.latin1 = self.latin1;
-                return Ok(Some(Ok(row)));
+                return Ok(Some(row));
             }
             if block.len() > MAX_ROW_BYTES {
-                return Ok(Some(Err(place)));
+                let what = format!(
+                    "no blank line in the {} MiB that begin here",
+                    MAX_ROW_BYTES >> 20
+                );
+                return Err(self.text.wrong_at(place, what));
             }
-        }
-    }
-}
-
-/// Appends a line with its newline to `row`; false at the end of the file.
-fn line(text: &mut Text, row: &mut Vec<u8>) -> io::Result<bool> {
-    loop {
-        let bytes = text.peek()?;
-        if bytes.is_empty() {
-            return Ok(false);
-        }
-        let newline = bytes.iter().position(|&byte| byte == b'\n');
-        let length = newline.map_or(bytes.len(), |at| at + 1);
-        text.take_into(length, row)?;
-        if newline.is_some() || row.len() > MAX_ROW_BYTES {
-            return Ok(true);
         }
     }
 }
@@ -212,20 +199,8 @@ impl Iterator for Blocks {
         if self.done {
             return None;
         }
-        let row = match self.next_row() {
-            Ok(None) => return None,
-            Ok(Some(Ok(row))) => return Some(Ok(row)),
-            Ok(Some(Err(place))) => ReadError::Syntax {
-                path: self.path.clone(),
-                place,
-                what: format!(
-                    "no blank line in the {} MiB that begin here",
-                    MAX_ROW_BYTES >> 20
-                ),
-            },
-            Err(error) => ReadError::io(&self.path, error),
-        };
-        self.done = true;
-        Some(Err(row))
+        let row = self.next_row().transpose();
+        self.done = !matches!(row, Some(Ok(_)));
+        row
     }
 }
