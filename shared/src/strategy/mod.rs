@@ -652,7 +652,7 @@ mod tests {
         }
     }
 
-    fn layout() -> Arc<Layout> {
+    pub(super) fn layout() -> Arc<Layout> {
         let spec = TensorSpec {
             name: "a".to_owned(),
             rows: 1,

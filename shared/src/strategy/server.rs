@@ -214,19 +214,8 @@ impl Moments {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::super::tests::layout;
     use super::*;
-    use crate::adapter::{Layout, TensorSpec};
-
-    fn layout() -> Arc<Layout> {
-        let spec = TensorSpec {
-            name: "a".to_owned(),
-            rows: 1,
-            cols: 3,
-        };
-        Arc::new(Layout::new(vec![spec]).unwrap())
-    }
 
     /// Two steps from `x = (1, -2, 0.5)` along the same two deltas.
     fn two_steps(optimizer: ServerOptimizer) -> ([f32; 3], ServerState) {

@@ -48,6 +48,24 @@ fn fit(
     (stats.collect(), trainer.into_outcome())
 }
 
+/// The golden federation's control variates, the server's and the client's, and a [`fit`] with them.
+fn controlled(
+    golden: &Golden,
+    form: VariateForm,
+    settings: &StepSettings,
+    steps: usize,
+) -> ([Vec<f32>; 2], Vec<StepStats>, Outcome) {
+    let lora = golden.lora();
+    let [server, client] = ["c:", "c_i:"].map(|prefix| variate(&lora, prefix));
+    let correction = Correction::ControlVariate {
+        server: &server,
+        client: &client,
+        form,
+    };
+    let (stats, outcome) = fit(golden, correction, settings, steps);
+    ([server, client], stats, outcome)
+}
+
 fn values(lora: &Lora) -> Vec<f32> {
     lora.to_adapter().unwrap().values().to_vec()
 }
@@ -85,14 +103,7 @@ fn fedprox_is_that_of_openfedllm() {
 #[test]
 fn scaffold_after_steps_is_that_of_openfedllm() {
     let golden = Golden::load("llama", &Device::flex());
-    let lora = golden.lora();
-    let (server, client) = (variate(&lora, "c:"), variate(&lora, "c_i:"));
-    let correction = Correction::ControlVariate {
-        server: &server,
-        client: &client,
-        form: VariateForm::AfterStep,
-    };
-    let (stats, outcome) = fit(&golden, correction, &settings(), 3);
+    let ([_, client], stats, outcome) = controlled(&golden, VariateForm::AfterStep, &settings(), 3);
     for (step, stats) in stats.iter().enumerate() {
         let number = |key| golden.extra(&format!("/scaffold/steps/{step}/{key}"));
         assert_close("loss", stats.loss, number("loss"), 2e-6);
@@ -114,14 +125,7 @@ fn scaffold_after_steps_is_that_of_openfedllm() {
 #[test]
 fn with_sgd_the_mean_gradient_is_option_two() {
     let golden = Golden::load("llama", &Device::flex());
-    let lora = golden.lora();
-    let (server, client) = (variate(&lora, "c:"), variate(&lora, "c_i:"));
-    let correction = Correction::ControlVariate {
-        server: &server,
-        client: &client,
-        form: VariateForm::Gradient,
-    };
-    let (_, outcome) = fit(&golden, correction, &PLAIN_SGD, 3);
+    let ([server, client], _, outcome) = controlled(&golden, VariateForm::Gradient, &PLAIN_SGD, 3);
     let moved = minus(golden.adapter.values(), &values(&outcome.lora));
     let option_two: Vec<f32> = moved
         .iter()
@@ -138,14 +142,7 @@ fn with_sgd_the_mean_gradient_is_option_two() {
 #[test]
 fn adamw_sees_the_corrected_gradient_and_the_variate_does_not() {
     let golden = Golden::load("llama", &Device::flex());
-    let lora = golden.lora();
-    let (server, client) = (variate(&lora, "c:"), variate(&lora, "c_i:"));
-    let correction = Correction::ControlVariate {
-        server: &server,
-        client: &client,
-        form: VariateForm::Gradient,
-    };
-    let (_, outcome) = fit(&golden, correction, &settings(), 1);
+    let ([server, client], _, outcome) = controlled(&golden, VariateForm::Gradient, &settings(), 1);
     let gradient = first_gradient(&golden, &golden.batch(), &settings());
     let error = relative_l2(&outcome.variate.unwrap(), &gradient);
     assert!(error < 1e-6, "the variate is {error:e} off");

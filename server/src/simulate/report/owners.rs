@@ -229,17 +229,16 @@ mod tests {
         SplitTable::new("IID", &split, &labels, &vec![1; rows])
     }
 
+    /// How many bars the plot has.
+    fn bars(svg: &str) -> usize {
+        let path = svg.split("class=\"f1\" d=\"").nth(1).unwrap();
+        path.split('"').next().unwrap().matches('z').count()
+    }
+
     #[test]
     fn every_owner_has_a_bar_and_a_name_while_there_is_room() {
         let svg = svg(1, "Split", &table(12, 3)).unwrap();
-        let bars = svg
-            .split("class=\"f1\" d=\"")
-            .nth(1)
-            .unwrap()
-            .split('"')
-            .next()
-            .unwrap();
-        assert_eq!(bars.matches('z').count(), 12);
+        assert_eq!(bars(&svg), 12);
         assert_eq!(svg.matches("client-").count(), 12);
         assert!(!svg.contains("<label") && svg.contains("&lt;label 2&gt;"));
         assert!(
@@ -258,14 +257,7 @@ mod tests {
     #[test]
     fn thousands_of_owners_are_sampled() {
         let svg = svg(1, "Split", &table(3000, 30)).unwrap();
-        let bars = svg
-            .split("class=\"f1\" d=\"")
-            .nth(1)
-            .unwrap()
-            .split('"')
-            .next()
-            .unwrap();
-        assert_eq!(bars.matches('z').count(), COLUMNS);
+        assert_eq!(bars(&svg), COLUMNS);
         assert!(svg.len() < 400_000, "{}", svg.len());
     }
 
