@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use fedllm_client::{Code, Explain, Shard, StopFlag};
 use fedllm_models::device::DeviceChoice;
 use fedllm_shared::{Adapter, StrategyKind};
@@ -57,7 +57,8 @@ pub(crate) struct Args {
     /// The learning rate of the first round; it falls by a cosine.
     #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
     lr: f32,
-    /// The server's algorithm.
+    /// The server's algorithm: fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam, or
+    /// local, which averages nothing.
     #[arg(long, value_name = "NAME", default_value = "fedavg")]
     strategy: String,
     /// Where to compute: auto, cpu, gpu, or a device's number or name.
@@ -72,6 +73,10 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    fn is_local(&self) -> bool {
+        self.strategy == StrategyKind::Local.name()
+    }
+
     /// Rounds, and steps of an owner in each.
     fn extent(&self) -> (u32, u32) {
         match self.quick {
@@ -106,12 +111,6 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 }
 
 fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
-    if args.strategy == StrategyKind::Local.name() {
-        let why = "--strategy local has no federated adapter to show";
-        return Err(anyhow!(why)).code(Code::Usage).hint(
-            "the quickstart trains each owner alone in any case, and compares; choose another strategy",
-        );
-    }
     let runtime = tokio::runtime::Runtime::new().context("the network cannot be used")?;
     let mut clock = Instant::now();
     let mut seconds = Seconds::default();
@@ -130,19 +129,21 @@ fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
     let held_out = prepare(&lab, &mut plan, &view)?;
     seconds.prepare = lap(&mut clock);
 
-    view.say("a federation of three: one server, three clients, QUIC with mutual TLS");
+    view.say(match args.is_local() {
+        true => "three owners, each for itself: one server, three clients, QUIC with mutual TLS",
+        false => "a federation of three: one server, three clients, QUIC with mutual TLS",
+    });
     let rounds = federation::serve(&plan, &folder, &runtime, &mut view)?;
     seconds.federation = lap(&mut clock);
 
-    view.say("each owner alone, with as many steps");
     let bench = lab.load(&plan.device)?;
-    let alone = train_alone(&bench, &plan, &view)?;
+    let trained = match args.is_local() {
+        true => Trained::apart(&bench, &plan, &folder)?,
+        false => Trained::together(&bench, &plan, &folder, &view)?,
+    };
     seconds.local = lap(&mut clock);
 
     view.say("all of them on rows that nobody trained on");
-    let adapter = plan.out.join("adapter");
-    federation::export(&folder, &adapter)?;
-    let federated = bench.read(&adapter)?;
     let measure = |name: &str, adapter: Option<&Adapter>| {
         let score = bench.score(adapter, &held_out)?;
         view.say(&format!("  {name:16} loss {:.3}", score.loss));
@@ -152,10 +153,13 @@ fn quickstart(args: &Args, global: &Global) -> anyhow::Result<Report> {
         model: args.model.clone(),
         device: bench.device().to_owned(),
         base: measure("base", None)?,
-        local: score_alone(&alone, measure)?,
-        federated: measure("federated", Some(&federated))?,
+        local: score_alone(&trained.alone, measure)?,
+        federated: match &trained.federated {
+            Some(adapter) => Some(measure("federated", Some(adapter))?),
+            None => None,
+        },
         rounds,
-        adapter,
+        adapter: trained.path,
         settings: settings(args, &folder),
         seconds,
     };
@@ -194,6 +198,51 @@ fn prepare(lab: &Lab, plan: &mut Plan, view: &View) -> anyhow::Result<Vec<(&'sta
         view.say(&format!("  {:10} {}", owner.name, owner.about));
     }
     Ok(held_out)
+}
+
+/// What there is to measure.
+struct Trained {
+    /// Each owner's own adapter.
+    alone: Vec<Adapter>,
+    /// The federation's, unless its strategy averages nothing.
+    federated: Option<Adapter>,
+    /// A PEFT directory to try out: the federation's adapter, or else the first owner's.
+    path: PathBuf,
+}
+
+impl Trained {
+    /// The federation's adapter, and those of owners who train here for as many steps.
+    fn together(
+        bench: &Bench<'_>,
+        plan: &Plan,
+        folder: &Folder,
+        view: &View,
+    ) -> anyhow::Result<Self> {
+        view.say("each owner alone, with as many steps");
+        let alone = train_alone(bench, plan, view)?;
+        let path = plan.out.join("adapter");
+        federation::export(folder, None, &path)?;
+        let federated = Some(bench.read(&path)?);
+        Ok(Self {
+            alone,
+            federated,
+            path,
+        })
+    }
+
+    /// The owners' own adapters, as the server of `--strategy local` keeps them.
+    fn apart(bench: &Bench<'_>, plan: &Plan, folder: &Folder) -> anyhow::Result<Self> {
+        let path_of = |owner: &Owner| plan.out.join("adapters").join(owner.name);
+        let own = OWNERS.iter().map(|owner| {
+            federation::export(folder, Some(owner.name), &path_of(owner))?;
+            bench.read(&path_of(owner))
+        });
+        Ok(Self {
+            alone: own.collect::<anyhow::Result<_>>()?,
+            federated: None,
+            path: path_of(&OWNERS[0]),
+        })
+    }
 }
 
 /// Each owner's own adapter: the same first adapter, rows, steps and learning rate, but no others.
@@ -271,6 +320,9 @@ fn conclude(args: &Args, report: &Report) {
     print!("{}", report.table());
     println!();
     match report.federation_wins() {
+        _ if args.is_local() => println!(
+            "Nothing was averaged: each owner trained alone. Another --strategy compares them with a federation."
+        ),
         true => println!("The federation beats the base model and every owner alone on all rows."),
         false => println!("The federation did not win this time; try more rounds or steps."),
     }

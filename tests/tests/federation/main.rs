@@ -8,6 +8,7 @@
 
 #[cfg(unix)]
 mod churn;
+mod quickstart;
 #[cfg(unix)]
 mod simulate;
 mod whole;

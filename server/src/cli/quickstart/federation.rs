@@ -88,16 +88,15 @@ pub(super) fn serve(
     Ok(status.history)
 }
 
-/// Writes the last adapter as a PEFT directory, as `fedllm-server export` does.
-pub(super) fn export(folder: &Folder, out: &Path) -> anyhow::Result<()> {
-    let (folder, out) = (folder.path().as_os_str(), out.as_os_str());
-    let format = ["--format", "peft", "--out"].map(OsStr::new);
-    operator(
-        ["export".as_ref(), folder]
-            .into_iter()
-            .chain(format)
-            .chain([out]),
-    )?;
+/// Writes the last adapter, or a client's own, as a PEFT directory, as `fedllm-server export` does.
+pub(super) fn export(folder: &Folder, client: Option<&str>, out: &Path) -> anyhow::Result<()> {
+    let mut args = vec!["export".as_ref(), folder.path().as_os_str()];
+    args.extend(["--format", "peft", "--out"].map(OsStr::new));
+    args.push(out.as_os_str());
+    if let Some(client) = client {
+        args.extend(["--client", client].map(OsStr::new));
+    }
+    operator(args)?;
     Ok(())
 }
 

@@ -18,11 +18,11 @@ pub(super) struct Report {
     pub(super) base: Score,
     /// Each owner's adapter, trained alone for as many steps as it took part in the federation.
     pub(super) local: Vec<OwnerScore>,
-    /// The federation's adapter.
-    pub(super) federated: Score,
+    /// The federation's adapter, unless the strategy averages nothing.
+    pub(super) federated: Option<Score>,
     /// The rounds, in order.
     pub(super) rounds: Vec<ClosedRound>,
-    /// The federation's adapter as a PEFT directory.
+    /// The federation's adapter as a PEFT directory, or the first owner's if there is none.
     pub(super) adapter: PathBuf,
     /// The settings of the training.
     pub(super) settings: Settings,
@@ -118,11 +118,10 @@ impl Report {
     /// Whether the federation beats the base model and every owner alone on all owners' rows.
     #[must_use]
     pub(super) fn federation_wins(&self) -> bool {
-        self.federated.loss < self.base.loss
-            && self
-                .local
-                .iter()
-                .all(|local| self.federated.loss < local.score.loss)
+        let others = self.local.iter().map(|local| &local.score);
+        let mut others = others.chain([&self.base]);
+        let federated = self.federated.as_ref();
+        federated.is_some_and(|federated| others.all(|other| federated.loss < other.loss))
     }
 
     /// The table: one row a model, one column an owner's held-out rows, then all of them.
@@ -132,7 +131,11 @@ impl Report {
         for local in &self.local {
             lines.push(row_of(&format!("{} alone", local.owner), &local.score));
         }
-        lines.push(row_of("federated", &self.federated));
+        lines.extend(
+            self.federated
+                .iter()
+                .map(|score| row_of("federated", score)),
+        );
         align(&lines)
     }
 
@@ -206,7 +209,7 @@ mod tests {
                 owner: "ada".to_owned(),
                 score: score([0.5, 5.5]),
             }],
-            federated: score(federated),
+            federated: Some(score(federated)),
             rounds: Vec::new(),
             adapter: PathBuf::from("out/adapter"),
             settings: Settings {
@@ -235,6 +238,12 @@ mod tests {
     fn the_federation_must_beat_everyone() {
         assert!(report([1.0, 1.5]).federation_wins());
         assert!(!report([1.0, 5.5]).federation_wins());
+        let apart = Report {
+            federated: None,
+            ..report([1.0, 1.5])
+        };
+        assert!(!apart.federation_wins());
+        assert!(!apart.table().contains("federated"));
     }
 
     #[test]
