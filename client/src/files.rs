@@ -1,4 +1,4 @@
-//! Small files written so that a crash leaves either the old one or the new one.
+//! Files written so that a crash leaves either the old one or the new one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::path::Path;
 ///
 /// What the system says; then the old file is untouched, and the temporary one is gone.
 pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, bytes, false)
+    replace(path, bytes, Care::Durable)
 }
 
 /// Like [`write_durable`], readable by the owner alone (mode 0600 on Unix; the profile's own rights
@@ -20,7 +20,17 @@ pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// Those of [`write_durable`].
 pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, bytes, true)
+    replace(path, bytes, Care::Secret)
+}
+
+/// Like [`write_durable`], but without waiting for the disk: the file is the old one or the new one
+/// however this program ends, but not after a power cut.
+///
+/// # Errors
+///
+/// Those of [`write_durable`].
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, Care::Whole)
 }
 
 /// Makes the entries of `folder` durable. Other systems than Unix cannot sync a folder.
@@ -51,23 +61,34 @@ pub fn create_private_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-fn replace(path: &Path, bytes: &[u8], secret: bool) -> io::Result<()> {
+/// What a file must survive, and who may read it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    Whole,
+    Durable,
+    Secret,
+}
+
+fn replace(path: &Path, bytes: &[u8], care: Care) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let mut temporary = name.to_owned();
     temporary.push(".tmp");
     let temporary = folder.join(temporary);
-    let written = write_new(&temporary, bytes, secret).and_then(|()| fs::rename(&temporary, path));
+    let written = write_new(&temporary, bytes, care).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         // The error that matters is the first one; on a full disk the space comes back.
         let _ = fs::remove_file(&temporary);
         return Err(error);
     }
-    sync_folder(folder)
+    match care {
+        Care::Whole => Ok(()),
+        Care::Durable | Care::Secret => sync_folder(folder),
+    }
 }
 
-fn write_new(path: &Path, bytes: &[u8], secret: bool) -> io::Result<()> {
+fn write_new(path: &Path, bytes: &[u8], care: Care) -> io::Result<()> {
     // A leftover of a crash may have other permissions: start from a new file.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -76,15 +97,16 @@ fn write_new(path: &Path, bytes: &[u8], secret: bool) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
-    if secret {
+    if care == Care::Secret {
         use std::os::unix::fs::OpenOptionsExt;
         options.mode(0o600);
     }
-    #[cfg(not(unix))]
-    let _ = secret;
     let mut file = options.open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    match care {
+        Care::Whole => Ok(()),
+        Care::Durable | Care::Secret => file.sync_all(),
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use fedllm_shared::{
     Adapter, BlobRef, Digest, Layout, ParticipantState, RoundId, RunId, decode_adapter, decode_body,
 };
 
-use crate::files::write_secret;
+use crate::files::{write_secret, write_whole};
 use crate::ledger::Ledger;
 use crate::state::{LEDGER, StateError, io_error, write_json};
 
@@ -31,6 +31,8 @@ const VARIATE_PREFIX: &str = "variate-";
 #[derive(Clone, Debug)]
 pub struct RoundStore {
     folder: PathBuf,
+    /// Whether what is kept survives a power cut.
+    durable: bool,
 }
 
 impl RoundStore {
@@ -38,6 +40,16 @@ impl RoundStore {
     pub fn at(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
+            durable: true,
+        }
+    }
+
+    /// The same without waiting for the disk, for simulations: what is kept survives the end of this
+    /// program, however it ends, but not a power cut.
+    pub fn scratch(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            durable: false,
         }
     }
 
@@ -71,7 +83,7 @@ impl RoundStore {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        write_secret(&path, &bytes).map_err(io_error("write", &path))
+        self.write(&path, &bytes)
     }
 
     /// Keeps an encoded delta; when this returns, it survives a crash.
@@ -81,7 +93,7 @@ impl RoundStore {
     /// [`StateError::Io`], for example on a full disk.
     pub fn save_delta(&self, digest: Digest, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.delta(digest);
-        write_secret(&path, bytes).map_err(io_error("write", &path))
+        self.write(&path, bytes)
     }
 
     /// Reads an encoded delta; `None` if it is not there, or not what was written.
@@ -138,6 +150,14 @@ impl RoundStore {
         write_json(&self.folder.join(LEDGER), ledger)
     }
 
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        let written = match self.durable {
+            true => write_secret(path, bytes),
+            false => write_whole(path, bytes),
+        };
+        written.map_err(io_error("write", path))
+    }
+
     fn delta(&self, digest: Digest) -> PathBuf {
         self.folder.join(format!("{DELTA_PREFIX}{digest}.bin"))
     }
@@ -157,7 +177,7 @@ impl RoundStore {
     ) -> Result<(), StateError> {
         let path = self.variate_path(round);
         let content = [&run.0[..], bytes].concat();
-        write_secret(&path, &content).map_err(io_error("write", &path))?;
+        self.write(&path, &content)?;
         for old in self.variate_rounds() {
             if old != round && Some(old) != since {
                 // One that stays is found again by the next round.

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
+use fedllm_client::files::write_whole;
 use fedllm_shared::{BlobCheck, BlobRef, Digest};
 
 use crate::store::{BlobStore, StoreError};
@@ -64,10 +64,7 @@ impl BlobStore for ScratchBlobs {
     fn put(&self, bytes: &[u8]) -> Result<BlobRef, StoreError> {
         let blob = BlobRef::of(bytes);
         let path = self.path(blob.digest);
-        // Under its own name a blob is complete, also after this process was killed.
-        let partial = path.with_extension("partial");
-        let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, &path));
-        written.map_err(|source: io::Error| StoreError::file(&path, source))?;
+        write_whole(&path, bytes).map_err(|source| StoreError::file(&path, source))?;
         Ok(blob)
     }
 }

@@ -263,7 +263,7 @@ impl Simulation {
             simulation.clients.push(VirtualClient {
                 index,
                 name,
-                store: RoundStore::at(&folder),
+                store: RoundStore::scratch(&folder),
                 participant: fresh_participant(simulation.hello.clone(), index),
                 shard,
                 update: None,

@@ -1,12 +1,13 @@
 //! One run and its folder: what is written, and how it goes on after it was stopped.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use burn::tensor::Device;
+use fedllm_client::files::write_whole;
 use fedllm_client::{Base, LoraTrainer, Shard, StopFlag, Template, TemplateError};
 use fedllm_models::device::Selection;
 use fedllm_models::lora::{self, Lora, LoraError};
@@ -603,16 +604,7 @@ impl RunFolder {
 
     /// Replaces a file as a whole: a run that is killed leaves the old one or the new one.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
-        let (path, partial) = (
-            self.path.join(name),
-            self.path.join(format!("{name}.partial")),
-        );
-        let write = || {
-            let mut file = File::create(&partial)?;
-            file.write_all(bytes)?;
-            fs::rename(&partial, &path)
-        };
-        write().map_err(|error| self.error(name, error))
+        write_whole(&self.path.join(name), bytes).map_err(|error| self.error(name, error))
     }
 
     fn error(&self, name: &str, error: impl std::fmt::Display) -> RunError {
