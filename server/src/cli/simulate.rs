@@ -219,6 +219,12 @@ fn explain(error: RunError) -> anyhow::Error {
             (Code::Config, Some(hint.to_owned()))
         }
         RunError::Simulation(SimulationError::Stopped { .. }) => (Code::Interrupted, None),
+        RunError::Store(_)
+        | RunError::Simulation(SimulationError::Store(_) | SimulationError::Snapshot(_))
+        | RunError::Folder { .. } => {
+            let hint = "is the disk full, or was the run's folder changed? --fresh begins anew";
+            (Code::Failure, Some(hint.to_owned()))
+        }
         _ => (Code::Failure, None),
     };
     super::explained(error, code, hint)
