@@ -57,6 +57,31 @@ impl Batch {
         batches
     }
 
+    /// The rows in at most `most` batches of about as many tokens each, in order; groups of `rows`
+    /// consecutive rows stay whole.
+    ///
+    /// # Panics
+    ///
+    /// If `most` or `rows` is 0.
+    pub fn share_out(&self, most: usize, rows: usize) -> Vec<Self> {
+        let labels = self.row_labels();
+        let mut batches = vec![Self::default()];
+        let mut taken = 0;
+        for (group, labels) in self.segments.chunks(rows).zip(labels.chunks(rows)) {
+            let len: usize = group.iter().map(Range::len).sum();
+            // A group begins the next batch if more than half of it lies behind that one's share.
+            let behind = (2 * taken + len) * most > 2 * batches.len() * self.tokens();
+            if taken > 0 && behind && batches.len() < most {
+                batches.push(Self::default());
+            }
+            if let Some(batch) = batches.last_mut() {
+                batch.append(self, group, labels);
+            }
+            taken += len;
+        }
+        batches
+    }
+
     /// Where the labels of each row lie in `targets`.
     pub fn row_labels(&self) -> Vec<Range<usize>> {
         let mut end = 0;
@@ -135,6 +160,29 @@ mod tests {
         assert_eq!(parts[1].targets, [9]);
         assert_eq!(batch.split(1).len(), 3);
         assert_eq!(batch.split(100), [batch.clone()]);
+    }
+
+    #[test]
+    fn shares_are_even_and_in_order() {
+        let shares = |lens: &[usize], most, rows| -> Vec<Vec<usize>> {
+            let mut batch = Batch::default();
+            for len in lens {
+                batch.push(&vec![7; *len], |i| i == 1);
+            }
+            let parts = batch.share_out(most, rows);
+            assert_eq!(
+                parts.iter().map(Batch::loss_tokens).sum::<usize>(),
+                lens.len()
+            );
+            let lens = |part: &Batch| part.segments.iter().map(Range::len).collect();
+            parts.iter().map(lens).collect()
+        };
+        assert_eq!(shares(&[4, 4, 4, 4], 2, 1), [[4, 4], [4, 4]]);
+        assert_eq!(shares(&[9, 2, 2, 2], 2, 1), [vec![9], vec![2, 2, 2]]);
+        assert_eq!(shares(&[2, 2, 2, 9], 2, 1), [vec![2, 2, 2], vec![9]]);
+        assert_eq!(shares(&[5, 5, 5, 5], 2, 4), [[5; 4]]);
+        assert_eq!(shares(&[3], 8, 1), [[3]]);
+        assert_eq!(shares(&[3, 3, 3], 8, 1), [[3], [3], [3]]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Local training of an adapter: one optimizer step over a list of rows, or of pairs of rows.
 
 mod correction;
+mod lanes;
 
 pub use correction::{Correction, VariateError};
 
@@ -10,10 +11,11 @@ use crate::lora::{Lora, read_back};
 use crate::objective::{
     PairError, PairReference, PairTally, PreferenceSettings, PreferenceStats, check_pairs,
 };
-use crate::ops::{AdamW, AdamWStep, Dropout, combine, tensor_on};
+use crate::ops::{AdamW, AdamWStep, Dropout, combine, is_cpu, tensor_on};
 use burn::tensor::Tensor;
 use correction::Rule;
 use fedllm_shared::LocalOptimizer;
+use lanes::{Lane, in_lanes};
 
 /// How a trainer spends memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -203,20 +205,17 @@ impl<'a> Trainer<'a> {
             return Err(StepError::NoLossTokens);
         }
         let weight = 1.0 / rows.loss_tokens() as f32;
-        let mut sum: Option<(Tensor<1>, Tensor<1>)> = None;
-        let micros = rows.split(self.memory.micro_batch_tokens);
-        for (index, micro) in micros.iter().enumerate() {
-            if micro.targets.is_empty() {
-                continue;
-            }
-            let mode = self.mode(settings, index, weight);
-            let part = self.model.gradients(micro, &self.lora, &mode);
-            sum = Some(match sum {
-                None => (part.loss_sum, part.flat),
-                Some((loss, flat)) => (loss + part.loss_sum, flat + part.flat),
-            });
-        }
-        sum.ok_or(StepError::NoLossTokens)
+        let parts = self.in_lanes(rows, 1, |lane| {
+            let mode = self.mode(settings, lane, weight);
+            (!lane.batch.targets.is_empty())
+                .then(|| self.model.gradients(&lane.batch, &self.lora, &mode))
+        });
+        let sum = parts.into_iter().flatten().reduce(|sum, part| Gradients {
+            loss_sum: sum.loss_sum + part.loss_sum,
+            flat: sum.flat + part.flat,
+        });
+        let sum = sum.ok_or(StepError::NoLossTokens)?;
+        Ok((sum.loss_sum, sum.flat))
     }
 
     /// Summed loss and the gradient of the mean loss over all pairs, and what the pairs said.
@@ -233,38 +232,51 @@ impl<'a> Trainer<'a> {
     ) -> Result<(Gradients, PreferenceStats), StepError> {
         check_pairs(pairs, &reference)?;
         let weight = 2.0 / pairs.segments.len() as f32;
-        let mut tally = PairTally::new(*preference, reference);
-        let mut sum: Option<Tensor<1>> = None;
-        let micros = pairs.split_groups(self.memory.micro_batch_tokens, 2);
-        for (index, micro) in micros.iter().enumerate() {
-            let reference = tally.reference(self.model, micro);
-            let mode = self.mode(settings, index, weight);
+        let parts = self.in_lanes(pairs, 2, |lane| {
+            let mut tally = PairTally::new(*preference, reference, lane.first_row);
+            let reference = tally.reference(self.model, &lane.batch);
+            let mode = self.mode(settings, lane, weight);
+            let slopes = |policy: &[f32]| tally.add(&lane.batch, policy, &reference);
             let flat = self
                 .model
-                .row_gradients(micro, &self.lora, &mode, |policy| {
-                    tally.add(micro, policy, &reference)
-                });
-            sum = Some(match sum {
-                None => flat,
-                Some(sum) => sum + flat,
-            });
-        }
-        let flat = sum.ok_or(StepError::NoLossTokens)?;
+                .row_gradients(&lane.batch, &self.lora, &mode, slopes);
+            (tally, flat)
+        });
+        let sum = parts.into_iter().reduce(|(mut tally, flat), part| {
+            tally.merge(&part.0);
+            (tally, flat + part.1)
+        });
+        let (tally, flat) = sum.ok_or(StepError::NoLossTokens)?;
         let (loss, stats) = tally.finish();
         let loss_sum = tensor_on(vec![loss], [1], self.model.device());
         Ok((Gradients { loss_sum, flat }, stats))
     }
 
-    /// How micro-batch `index` of a step runs.
-    fn mode(&self, settings: &StepSettings, index: usize, weight: f32) -> StepMode {
-        let seed = settings.seed ^ (index as u64).wrapping_mul(0xA076_1D64_78BD_642F);
+    /// Does `work` for all rows, side by side where this model's device is the CPU.
+    fn in_lanes<R: Send>(
+        &self,
+        rows: &Batch,
+        group: usize,
+        work: impl Fn(&Lane) -> R + Sync,
+    ) -> Vec<R> {
+        let threads = match is_cpu(self.model.device()) {
+            true => rayon::current_num_threads(),
+            false => 1,
+        };
+        in_lanes(rows, self.memory.micro_batch_tokens, group, threads, work)
+    }
+
+    /// How a lane of a step runs.
+    fn mode(&self, settings: &StepSettings, lane: &Lane, weight: f32) -> StepMode {
         StepMode {
             recompute: self.memory.recompute,
             weight,
             dropout: (settings.dropout > 0.0).then_some(Dropout {
                 rate: settings.dropout,
-                seed,
+                seed: settings.seed,
+                first_row: lane.first_token,
             }),
+            share: lane.share,
         }
     }
 

@@ -47,6 +47,9 @@ pub struct StepMode {
     pub weight: f32,
     /// Dropout on the adapters' inputs.
     pub dropout: Option<Dropout>,
+    /// The part of the memory that is set aside for attention and logits: less than 1 where several
+    /// batches are trained side by side.
+    pub share: f32,
 }
 
 /// Memory that a step with recomputation spends on not computing attention again. It bounds the
@@ -135,7 +138,8 @@ impl CausalLm {
     /// of single operations and no weight-shaped gradient ever exists.
     pub fn gradients(&self, batch: &Batch, lora: &Lora, mode: &StepMode) -> Gradients {
         let (loss_sum, flat) = self.differentiate(batch, lora, mode, |normed| {
-            self.head.cross_entropy(normed, &batch.targets, mode.weight)
+            self.head
+                .cross_entropy(normed, &batch.targets, mode.weight, mode.share)
         });
         Gradients { loss_sum, flat }
     }
@@ -153,7 +157,9 @@ impl CausalLm {
         slopes: impl FnOnce(&[f32]) -> Vec<f32>,
     ) -> Tensor<1> {
         let ((), flat) = self.differentiate(batch, lora, mode, |normed| {
-            let (losses, dnormed) = self.head.token_losses(normed, &batch.targets, 1.0);
+            let (losses, dnormed) = self
+                .head
+                .token_losses(normed, &batch.targets, 1.0, mode.share);
             let log_probs = sum_rows(batch, &read_back(losses.neg()));
             let slopes = slopes(&log_probs);
             let of_row = batch.row_labels().into_iter().zip(slopes);
@@ -178,7 +184,7 @@ impl CausalLm {
         let rows = self.rows(batch);
         let mut inputs = vec![self.embed(&batch.ids)];
         let mut saved = Vec::with_capacity(self.blocks.len());
-        let keeps_attention = self.first_kept(batch.tokens());
+        let keeps_attention = self.first_kept(batch.tokens(), mode.share);
         for (layer, block) in self.blocks.iter().enumerate() {
             let adapters = lora.block(layer, mode.dropout);
             let (y, tape) = block.forward(&inputs[layer], &rows, Some(&adapters));
@@ -216,9 +222,10 @@ impl CausalLm {
 
     /// The first layer whose attention is kept where blocks are computed again: as many of the last
     /// layers as fit into [`KEPT_ATTENTION_BYTES`].
-    fn first_kept(&self, tokens: usize) -> usize {
+    fn first_kept(&self, tokens: usize, share: f32) -> usize {
         let values = self.config.query_dim() * 2 + self.config.kv_dim() * 2;
-        let layers = KEPT_ATTENTION_BYTES / (tokens * values * size_of::<f32>()).max(1);
+        let layers = (KEPT_ATTENTION_BYTES as f32 * share) as usize
+            / (tokens * values * size_of::<f32>()).max(1);
         self.blocks.len().saturating_sub(layers)
     }
 

@@ -42,6 +42,7 @@ pub fn tiny_step(device: &Device, seq_len: usize) -> Result<TinyStep, String> {
         recompute: true,
         weight: 1.0 / batch.loss_tokens() as f32,
         dropout: None,
+        share: 1.0,
     };
     let started = Instant::now();
     let step = model.gradients(&batch, &lora, &mode);

@@ -147,6 +147,8 @@ impl<'a> PairReference<'a> {
 pub(crate) struct PairTally<'a> {
     settings: PreferenceSettings,
     reference: PairReference<'a>,
+    /// The row of the step that comes next.
+    row: usize,
     rows: usize,
     loss: f64,
     chosen: f64,
@@ -155,10 +157,16 @@ pub(crate) struct PairTally<'a> {
 }
 
 impl<'a> PairTally<'a> {
-    pub(crate) fn new(settings: PreferenceSettings, reference: PairReference<'a>) -> Self {
+    /// Begins at `first_row` of the step.
+    pub(crate) fn new(
+        settings: PreferenceSettings,
+        reference: PairReference<'a>,
+        first_row: usize,
+    ) -> Self {
         Self {
             settings,
             reference,
+            row: first_row,
             rows: 0,
             loss: 0.0,
             chosen: 0.0,
@@ -169,7 +177,7 @@ impl<'a> PairTally<'a> {
 
     /// The reference's log-probabilities of the next part.
     pub(crate) fn reference(&self, model: &CausalLm, part: &Batch) -> Cow<'a, [f32]> {
-        self.reference.log_probs(model, part, self.rows)
+        self.reference.log_probs(model, part, self.row)
     }
 
     /// Adds the pairs of a part, and returns the derivative of their summed loss by the
@@ -192,8 +200,18 @@ impl<'a> PairTally<'a> {
             self.loss += loss;
             slopes.extend([(slope / parts[0]) as f32, (-slope / parts[1]) as f32]);
         }
+        self.row += part.segments.len();
         self.rows += part.segments.len();
         slopes
+    }
+
+    /// Adds what the pairs of other parts said.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.loss += other.loss;
+        self.chosen += other.chosen;
+        self.rejected += other.rejected;
+        self.correct += other.correct;
     }
 
     /// The summed loss and the means.
@@ -305,7 +323,7 @@ mod tests {
         }
         let settings = settings(PreferenceLoss::Ipo);
         let known = [-2.0, -3.0, -5.0, -1.0];
-        let mut tally = PairTally::new(settings, PairReference::Known(&known));
+        let mut tally = PairTally::new(settings, PairReference::Known(&known), 0);
         for part in pairs.split_groups(7, 2) {
             assert_eq!(part.segments.len(), 2);
             let first = tally.rows;

@@ -12,6 +12,9 @@ pub struct Dropout {
     pub rate: f32,
     /// Names the mask: run, step, layer and group.
     pub seed: u64,
+    /// The row of the mask that a tensor's first row gets: a part of a batch is masked as it is in
+    /// the whole.
+    pub first_row: usize,
 }
 
 impl Dropout {
@@ -35,8 +38,11 @@ impl Dropout {
 /// Applies the mask; its own gradient, as it is linear.
 pub fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
     let shape = x.dims();
+    let first = mask.first_row * shape[1];
     if !is_cpu(&x.device()) {
-        let factors = (0..shape[0] * shape[1]).map(|i| mask.factor(i)).collect();
+        let factors = (0..shape[0] * shape[1])
+            .map(|i| mask.factor(first + i))
+            .collect();
         return x.clone() * tensor_on(factors, shape, &x.device());
     }
     let input = Host::of(x.clone());
@@ -45,7 +51,7 @@ pub fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
         .par_iter()
         .enumerate()
         .with_min_len(4096)
-        .map(|(i, x)| x * mask.factor(i))
+        .map(|(i, x)| x * mask.factor(first + i))
         .collect();
     host_tensor(dropped, shape)
 }
@@ -59,6 +65,7 @@ mod tests {
         let mask = Dropout {
             rate: 0.25,
             seed: 7,
+            first_row: 0,
         };
         let x = host_tensor(vec![1.0; 40_000], [200, 200]);
         let (once, again) = (Host::of(dropout(&x, &mask)), Host::of(dropout(&x, &mask)));
@@ -70,5 +77,11 @@ mod tests {
                 .iter()
                 .all(|v| *v == 0.0 || (*v - 4.0 / 3.0).abs() < 1e-6)
         );
+        let rest = Dropout {
+            first_row: 150,
+            ..mask
+        };
+        let rest = Host::of(dropout(&x.slice([150..200, 0..200]), &rest));
+        assert_eq!(rest.values(), &once.values()[150 * 200..]);
     }
 }

@@ -226,17 +226,18 @@ fn for_tiles(matrix: &HostMatrix, mut product: impl FnMut(Range<usize>, &[f32]))
     }
     let (rows, features) = (matrix.rows(), matrix.cols());
     let tile_rows = (TILE_VALUES / features).clamp(1, rows.max(1));
-    TILE.with_borrow_mut(|buffer| {
-        if buffer.len() < tile_rows * features {
-            buffer.resize(tile_rows * features, 0.0);
-        }
-        for start in (0..rows).step_by(tile_rows) {
-            let tile = start..(start + tile_rows).min(rows);
-            let values = &mut buffer[..tile.len() * features];
-            unpack(matrix, tile.start, values);
-            product(tile, values);
-        }
-    });
+    // Taken out: while this thread waits for a part of a product, it may begin another one.
+    let mut buffer = TILE.take();
+    if buffer.len() < tile_rows * features {
+        buffer.resize(tile_rows * features, 0.0);
+    }
+    for start in (0..rows).step_by(tile_rows) {
+        let tile = start..(start + tile_rows).min(rows);
+        let values = &mut buffer[..tile.len() * features];
+        unpack(matrix, tile.start, values);
+        product(tile, values);
+    }
+    TILE.set(buffer);
 }
 
 fn unpack(matrix: &HostMatrix, first: usize, values: &mut [f32]) {

@@ -38,8 +38,9 @@ impl Head {
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
+        share: f32,
     ) -> (Tensor<1>, Tensor<2>) {
-        let (losses, dh) = self.token_losses(h, targets, weight);
+        let (losses, dh) = self.token_losses(h, targets, weight, share);
         if !is_cpu(&h.device()) {
             return (losses.sum(), dh);
         }
@@ -59,18 +60,19 @@ impl Head {
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
+        share: f32,
     ) -> (Tensor<1>, Tensor<2>) {
         if is_cpu(&h.device()) {
-            self.token_losses_host(h, targets, weight)
+            self.token_losses_host(h, targets, weight, share)
         } else {
-            self.token_losses_composed(h, targets, weight)
+            self.token_losses_composed(h, targets, weight, share)
         }
     }
 
     /// The log-probability of each target `[n]`.
     pub fn log_probs(&self, h: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
         let vocabulary = self.weight.rows();
-        let parts = self.chunks(h, targets).map(|(h, targets)| {
+        let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
             if !is_cpu(&h.device()) {
                 let log_probs = log_softmax(self.logits(&h), 1);
                 return log_probs
@@ -97,7 +99,7 @@ impl Head {
     pub fn score(&self, h: &Tensor<2>, targets: &[u32]) -> Vec<TokenScore> {
         let vocabulary = self.weight.rows();
         let mut scores = Vec::with_capacity(targets.len());
-        for (h, targets) in self.chunks(h, targets) {
+        for (h, targets) in self.chunks(h, targets, 1.0) {
             let logits = Host::of(self.logits(&h).to_device(&Device::flex())).into_values();
             let rows = logits.par_chunks(vocabulary).zip(targets);
             scores.par_extend(rows.map(|(row, &target)| score_row(row, target)));
@@ -118,10 +120,11 @@ impl Head {
         &self,
         h: &'a Tensor<2>,
         targets: &'a [u32],
+        share: f32,
     ) -> impl Iterator<Item = (Tensor<2>, &'a [u32])> + 'a {
         let [rows, features] = h.dims();
         debug_assert_eq!(rows, targets.len());
-        let size = (CHUNK_LOGITS / self.weight.rows()).max(1);
+        let size = ((CHUNK_LOGITS as f32 * share) as usize / self.weight.rows()).max(1);
         (0..rows).step_by(size).map(move |start| {
             let end = (start + size).min(rows);
             (
@@ -136,6 +139,7 @@ impl Head {
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
+        share: f32,
     ) -> (Tensor<1>, Tensor<2>) {
         let FrozenMatrix::Host(matrix) = &self.weight else {
             panic!("a CPU model holds its head on another device");
@@ -144,7 +148,7 @@ impl Head {
         let mut dh = vec![0.0; targets.len() * features];
         let mut losses = Vec::with_capacity(targets.len());
         let mut logits = Vec::new();
-        for (h, targets) in self.chunks(h, targets) {
+        for (h, targets) in self.chunks(h, targets, share) {
             let (rows, done) = (targets.len(), losses.len());
             let input = Host::of(h);
             logits.resize(rows * vocabulary, 0.0);
@@ -176,10 +180,11 @@ impl Head {
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
+        share: f32,
     ) -> (Tensor<1>, Tensor<2>) {
         let device = h.device();
         let (mut losses, mut dh) = (Vec::new(), Vec::new());
-        for (h, targets) in self.chunks(h, targets) {
+        for (h, targets) in self.chunks(h, targets, share) {
             let index = column(targets, &device);
             let logits = self.logits(&h);
             let log_probs = log_softmax(logits.clone(), 1);

@@ -25,8 +25,8 @@ use crate::simulate::{
 /// Run an experiment: hundreds of virtual clients, one process, virtual time.
 ///
 /// The clients, the server's algorithm, the codecs and the messages are those of `serve` and of
-/// `fedllm-client`. One seed fixes everything: two runs on the CPU give the same adapter, bit for
-/// bit, also if one was stopped (or killed) and run again. The folder of a run holds its
+/// `fedllm-client`. One seed fixes everything: two runs on as many threads of the CPU give the same
+/// adapter, bit for bit, also if one was stopped (or killed) and run again. The folder of a run holds its
 /// configuration, metrics.jsonl, TensorBoard events, adapters, and report.html.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:

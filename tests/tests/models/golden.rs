@@ -268,6 +268,46 @@ fn gradients_are_those_of_autograd() {
     }
 }
 
+/// Rows are trained side by side by as many threads as there are, each with its own part of the
+/// dropout mask.
+#[test]
+fn any_number_of_threads_gives_the_same_gradient() {
+    let golden = Golden::load("llama", &Device::flex());
+    let mut batch = golden.batch();
+    for (name, len, prompt) in [("ids:2", 18, 7), ("ids:3", 20, 4), ("ids:4", 33, 1)] {
+        batch.push(&synthetic::ids(name, len, 384), |i| i >= prompt);
+    }
+    let settings = StepSettings {
+        dropout: 0.2,
+        seed: 3,
+        ..settings()
+    };
+    for memory in [
+        Memory::default(),
+        Memory {
+            micro_batch_tokens: 60,
+            recompute: true,
+        },
+    ] {
+        let of = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| {
+                let trainer = Trainer::new(&golden.model, golden.lora(), memory);
+                let (loss, flat) = trainer.gradients(&batch, &settings).unwrap();
+                (read_back(loss)[0], read_back(flat))
+            })
+        };
+        let (loss, flat) = of(1);
+        for threads in [2, 3, 16] {
+            let (other_loss, other) = of(threads);
+            assert!((other_loss / loss - 1.0).abs() < 1e-6, "{threads} threads");
+            let error = relative_l2(&other, &flat);
+            assert!(error < 1e-6, "{threads} threads, {memory:?}: {error:e}");
+            assert_eq!(of(threads), (other_loss, other), "{threads} threads, again");
+        }
+    }
+}
+
 #[test]
 fn three_steps_end_where_torch_ends() {
     for name in ARCHITECTURES {

@@ -133,6 +133,31 @@ fn gradients_are_those_of_autograd() {
 }
 
 #[test]
+fn any_number_of_threads_says_the_same_of_pairs() {
+    let golden = Golden::load("llama", &Device::flex());
+    let known = [-20.0, -21.5, -30.0, -29.0];
+    for reference in [PairReference::Base, PairReference::Known(&known)] {
+        let of = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| {
+                let trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
+                let form = form(PreferenceLoss::Sigmoid, 0.1);
+                let (gradients, stats) = trainer
+                    .preference_gradients(&pairs(), reference, &settings(), &form)
+                    .unwrap();
+                (read_back(gradients.flat), stats)
+            })
+        };
+        let ((flat, stats), (other, other_stats)) = (of(1), of(3));
+        let error = relative_l2(&other, &flat);
+        assert!(error < 1e-6, "{error:e}");
+        assert_eq!(stats.accuracy, other_stats.accuracy);
+        assert!((stats.margin - other_stats.margin).abs() < 1e-5);
+        assert!((stats.chosen - other_stats.chosen).abs() < 1e-5);
+    }
+}
+
+#[test]
 fn gradients_are_finite_differences() {
     let golden = Golden::load("llama", &Device::flex());
     let direction = synthetic::uniform("direction", golden.adapter.values().len(), 1.0);
