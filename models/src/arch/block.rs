@@ -5,7 +5,8 @@ use crate::config::Activation;
 use crate::lora::{BlockGrads, BlockLora};
 use crate::ops::{
     Attended, AttentionSpec, LinearGroup, Normed, Rotation, Turn, attention, attention_backward,
-    attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_backward, rotate,
+    attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward,
+    rotate,
 };
 use burn::tensor::Tensor;
 use std::ops::Range;
@@ -49,16 +50,38 @@ pub(super) struct Rows {
 
 /// What the backward pass of one block needs besides its input.
 pub(super) struct Tape {
-    normed: Normed,
+    normed: NormTape,
     qkv: Projected,
     attended: Attended,
     out: Branch,
     middle: Tensor<2>,
-    ffn_normed: Normed,
+    ffn_normed: NormTape,
     gate_up: Tensor<2>,
     gate_up_u: Option<Tensor<2>>,
-    hidden: Tensor<2>,
+    /// The gated product, unless the tape is [lean](Tape::lean).
+    hidden: Option<Tensor<2>>,
     down: Branch,
+}
+
+/// What a norm's backward pass needs, and its result unless the tape is [lean](Tape::lean).
+struct NormTape {
+    y: Option<Tensor<2>>,
+    inv: Tensor<2>,
+}
+
+impl NormTape {
+    fn of(normed: Normed) -> Self {
+        Self {
+            y: Some(normed.y),
+            inv: normed.inv,
+        }
+    }
+
+    /// The result of the norm of `x`.
+    fn result(&mut self, x: &Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
+        let kept = self.y.take();
+        kept.unwrap_or_else(|| rms_norm_again(x, weight, &self.inv))
+    }
 }
 
 /// What attention computed: the part of a [`Tape`] that is worth keeping where the rest is computed
@@ -69,6 +92,15 @@ pub(super) struct Kept {
 }
 
 impl Tape {
+    /// Gives up what a pass over each value makes again: a third of a tape, for a hundredth of a
+    /// step's time.
+    pub(super) fn lean(mut self) -> Self {
+        self.normed.y = None;
+        self.ffn_normed.y = None;
+        self.hidden = None;
+        self
+    }
+
     /// Gives up everything but what attention computed.
     pub(super) fn into_kept(self) -> Kept {
         Kept {
@@ -110,15 +142,15 @@ struct FeedHalf {
 impl Tape {
     fn of(attention: AttentionHalf, feed: FeedHalf, down: Branch) -> Self {
         Self {
-            normed: attention.normed,
+            normed: NormTape::of(attention.normed),
             qkv: attention.qkv,
             attended: attention.attended,
             out: attention.out,
             middle: attention.middle,
-            ffn_normed: feed.normed,
+            ffn_normed: NormTape::of(feed.normed),
             gate_up: feed.gate_up,
             gate_up_u: feed.u,
-            hidden: feed.hidden,
+            hidden: Some(feed.hidden),
             down,
         }
     }
@@ -236,26 +268,29 @@ impl Block {
         &self,
         dy: Tensor<2>,
         x: &Tensor<2>,
-        tape: Tape,
+        mut tape: Tape,
         rows: &Rows,
         lora: &BlockLora,
         want_dx: bool,
     ) -> (Option<Tensor<2>>, BlockGrads) {
         let mut grads = BlockGrads::default();
         let dbranch = branch_gradient(&dy, &tape.down, self.ffn_post_norm.as_ref());
+        let hidden = tape.hidden.take();
+        let hidden = hidden.unwrap_or_else(|| glu(&tape.gate_up, self.activation));
         let (dhidden, down) = self.down.backward(
             &dbranch,
-            &tape.hidden,
+            &hidden,
             tape.down.u.as_ref(),
             lora.down.as_ref(),
             true,
         );
         grads.down = down;
+        drop(hidden);
         let dhidden = wanted(dhidden);
         let dgate_up = glu_backward(&dhidden, &tape.gate_up, self.activation);
         let (dnormed, gate_up) = self.gate_up.backward(
             &dgate_up,
-            &tape.ffn_normed.y,
+            &tape.ffn_normed.result(&tape.middle, &self.ffn_norm),
             tape.gate_up_u.as_ref(),
             lora.gate_up.as_ref(),
             true,
@@ -288,7 +323,7 @@ impl Block {
         let dqkv = self.project_backward(drotated, &tape.qkv, &rows.rotations[self.rotation]);
         let (dnormed, qkv) = self.qkv.backward(
             &dqkv,
-            &tape.normed.y,
+            &tape.normed.result(x, &self.attention_norm),
             tape.qkv.u.as_ref(),
             lora.qkv.as_ref(),
             want_dx,

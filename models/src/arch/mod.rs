@@ -189,7 +189,7 @@ impl CausalLm {
             let adapters = lora.block(layer, mode.dropout);
             let (y, tape) = block.forward(&inputs[layer], &rows, Some(&adapters));
             saved.push(match (mode.recompute, layer >= keeps_attention) {
-                (false, _) => Saved::All(Box::new(tape)),
+                (false, _) => Saved::All(Box::new(tape.lean())),
                 (true, true) => Saved::Attention(Box::new(tape.into_kept())),
                 (true, false) => Saved::Nothing,
             });

@@ -36,6 +36,6 @@ pub use host::is_cpu;
 pub(crate) use host::{Host, host_tensor, indices_on, tensor_on};
 pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB, low_rank};
 pub use loss::{Head, TokenScore};
-pub use norm::{Normed, rms_norm, rms_norm_backward};
+pub use norm::{Normed, rms_norm, rms_norm_again, rms_norm_backward};
 pub use packed::PackedMatrix;
 pub use rope::{Rotation, Turn, rotate};

@@ -49,6 +49,33 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
     }
 }
 
+/// The `y` of [`rms_norm`] again, from the `inv` that it left.
+pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
+    }
+    let [rows, features] = x.dims();
+    let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
+    let (weight, inv) = (weight.values(), Host::of(inv.clone()));
+    let mut y = vec![0.0; rows * features];
+    y.par_chunks_mut(ROWS * features)
+        .zip(inv.values().par_chunks(ROWS))
+        .zip(input.values().par_chunks(ROWS * features))
+        .for_each(|((y, inv), x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
+                        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                            *y = x * *inv * w;
+                        }
+                    }
+                },
+            );
+        });
+    host_tensor(y, [rows, features])
+}
+
 /// The gradient of [`rms_norm`] with respect to `x`, given that of `y`.
 ///
 /// With `r = inv` and `n` features: `dx = r · (dy·w) - x · r³/n · Σ(dy·w·x)`.
