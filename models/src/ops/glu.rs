@@ -9,24 +9,32 @@ use rayon::prelude::*;
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
-impl Activation {
-    /// Value and derivative at `x`.
+/// Value and derivative of an activation at `x`. A function of its own for each, chosen outside
+/// the loops: a choice inside them makes the compiler compute all and select.
+trait At {
+    fn at(x: f32) -> (f32, f32);
+}
+
+struct Silu;
+struct GeluTanh;
+
+impl At for Silu {
     #[inline(always)]
-    fn at(self, x: f32) -> (f32, f32) {
-        match self {
-            Self::Silu => {
-                let s = sigmoid(x);
-                (x * s, s * (1.0 + x * (1.0 - s)))
-            }
-            Self::GeluTanh => {
-                let t = tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
-                let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x);
-                (
-                    0.5 * x * (1.0 + t),
-                    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope,
-                )
-            }
-        }
+    fn at(x: f32) -> (f32, f32) {
+        let s = sigmoid(x);
+        (x * s, s * (1.0 + x * (1.0 - s)))
+    }
+}
+
+impl At for GeluTanh {
+    #[inline(always)]
+    fn at(x: f32) -> (f32, f32) {
+        let t = tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
+        let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x);
+        (
+            0.5 * x * (1.0 + t),
+            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope,
+        )
     }
 }
 
@@ -36,6 +44,13 @@ pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
         return composed::glu(gate_up, activation);
     }
+    match activation {
+        Activation::Silu => forward::<Silu>(gate_up),
+        Activation::GeluTanh => forward::<GeluTanh>(gate_up),
+    }
+}
+
+fn forward<A: At>(gate_up: &Tensor<2>) -> Tensor<2> {
     let [rows, width] = gate_up.dims();
     let ffn = width / 2;
     let input = Host::of(gate_up.clone());
@@ -48,7 +63,7 @@ pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
                 || {
                     let (gate, up) = row.split_at(ffn);
                     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                        *out = activation.at(*gate).0 * up;
+                        *out = A::at(*gate).0 * up;
                     }
                 },
             );
@@ -61,6 +76,13 @@ pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation)
     if !is_cpu(&gate_up.device()) {
         return composed::glu_backward(dy, gate_up, activation);
     }
+    match activation {
+        Activation::Silu => backward::<Silu>(dy, gate_up),
+        Activation::GeluTanh => backward::<GeluTanh>(dy, gate_up),
+    }
+}
+
+fn backward<A: At>(dy: &Tensor<2>, gate_up: &Tensor<2>) -> Tensor<2> {
     let [rows, width] = gate_up.dims();
     let ffn = width / 2;
     let (input, dy) = (Host::of(gate_up.clone()), Host::of(dy.clone()));
@@ -74,10 +96,12 @@ pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation)
                 || {
                     let (gate, up) = row.split_at(ffn);
                     let (dgate, dup) = out.split_at_mut(ffn);
-                    for i in 0..ffn {
-                        let (value, slope) = activation.at(gate[i]);
-                        dgate[i] = dy[i] * up[i] * slope;
-                        dup[i] = dy[i] * value;
+                    let gated = gate.iter().zip(up).zip(dy);
+                    let grads = dgate.iter_mut().zip(dup);
+                    for (((gate, up), dy), (dgate, dup)) in gated.zip(grads) {
+                        let (value, slope) = A::at(*gate);
+                        *dgate = dy * up * slope;
+                        *dup = dy * value;
                     }
                 },
             );
