@@ -47,7 +47,8 @@ struct Args {
     #[arg(long, default_value_t = 2)]
     runs: usize,
     /// Only this mode: f32, low-memory or rows.
-    #[arg(long)]
+    // A child is given the parent's arguments and then its own mode.
+    #[arg(long, overrides_with = "mode")]
     mode: Option<Mode>,
     /// How the base is held, instead of the mode's own choice.
     #[arg(long)]
