@@ -1,24 +1,22 @@
 //! Frozen weight matrices and the two products that training needs of them:
 //! `x · Wᵀ` forward and `g · W` backward, from the stored form.
 //!
-//! On the CPU a quantized matrix stays as it is in its file; a product unpacks one tile
-//! of rows at a time, in parallel, into a buffer that is used again for the next tile.
+//! On the CPU a quantized matrix stays as it is in its file; a product unpacks the part that it is
+//! about to use, see [`product`](mod@super::product).
 
-use super::gemm::{Mat, Threads, Write, gemm};
+use super::gemm::{Mat, Write};
 use super::host::{Host, host_tensor, is_cpu, tensor_on};
 use super::packed::PackedMatrix;
+use super::product::{Straight, Term, Transposed, product};
 use super::simd::{dot, vectorized};
-use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantMatrix};
+use crate::quant::{Int8Rows, Nf4Matrix, QuantMatrix};
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Values of one unpacked tile: 4 MiB, which stays in the caches.
-const TILE_VALUES: usize = 1 << 20;
 /// Up to this many input rows a product reads each weight row once and multiplies it at
-/// once, instead of unpacking tiles for a matrix product.
+/// once, instead of unpacking it into panels.
 const FEW_ROWS: usize = 8;
 
 /// A frozen `[out, in]` matrix on some device.
@@ -62,7 +60,8 @@ impl FrozenMatrix {
                 let [rows, _] = x.dims();
                 let input = Host::of(x.clone());
                 let mut out = vec![0.0; rows * matrix.rows()];
-                forward_into(matrix, input.values(), rows, &mut out, matrix.rows());
+                let input = Mat::new(input.values(), rows, matrix.cols());
+                forward_into(matrix, input, &[], &mut out, matrix.rows());
                 host_tensor(out, [rows, matrix.rows()])
             }
             Self::Dense(weight) => x.clone().matmul(weight.clone().transpose()),
@@ -77,12 +76,8 @@ impl FrozenMatrix {
                 let [rows, _] = g.dims();
                 let grad = Host::of(g.clone());
                 let mut out = vec![0.0; rows * matrix.cols()];
-                backward_into(
-                    matrix,
-                    Mat::new(grad.values(), rows, matrix.rows()),
-                    &mut out,
-                    Write::Set,
-                );
+                let grad = Mat::new(grad.values(), rows, matrix.rows());
+                backward_into(matrix, grad, &mut out);
                 host_tensor(out, [rows, matrix.cols()])
             }
             Self::Dense(weight) => g.clone().matmul(weight.clone()),
@@ -121,32 +116,28 @@ impl HostMatrix {
         }
     }
 
-    /// Writes rows `range` to `out`, row-major.
-    ///
-    /// # Panics
-    ///
-    /// If `out` is not `range.len()` rows long or there are no such rows.
-    pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) {
+    /// Values that cannot be unpacked one without the other, side by side in a row.
+    pub(super) fn block(&self) -> usize {
         match self {
-            Self::Stored(matrix) => {
-                if let Err(error) = matrix.dequantize_rows(range, out) {
-                    panic!("a caller asked for rows that are not there: {error}");
-                }
-            }
-            Self::Int8(matrix) => matrix.dequantize_rows(range, out),
-            Self::Nf4(matrix) => matrix.dequantize_rows(range, out),
+            Self::Stored(matrix) => matrix.format().block_size(),
+            Self::Int8(_) | Self::Nf4(_) => 1,
         }
     }
 
-    /// The values themselves where they are stored as `f32` in the model's order.
-    fn as_f32(&self) -> Option<&[f32]> {
+    /// Writes some columns of some rows to `out`, row-major. Columns begin and end between blocks.
+    ///
+    /// # Panics
+    ///
+    /// If `out` is of another size or there are no such rows or columns.
+    pub fn dequantize(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         match self {
-            Self::Stored(matrix)
-                if matrix.format() == BlockFormat::F32 && matrix.order().is_none() =>
-            {
-                bytemuck::try_cast_slice(matrix.bytes()).ok()
+            Self::Stored(matrix) => {
+                if let Err(error) = matrix.dequantize(rows, columns, out) {
+                    panic!("a caller asked for values that are not there: {error}");
+                }
             }
-            _ => None,
+            Self::Int8(matrix) => matrix.dequantize(rows, columns, out),
+            Self::Nf4(matrix) => matrix.dequantize(rows, columns, out),
         }
     }
 }
@@ -160,7 +151,7 @@ pub fn embed(table: &HostMatrix, ids: &[u32], device: &Device) -> Tensor<2> {
         .with_min_len(8)
         .for_each(|(row, &id)| {
             let id = id as usize;
-            table.dequantize_rows(id..id + 1, row);
+            table.dequantize(id..id + 1, 0..features, row);
         });
     let shape = [ids.len(), features];
     if is_cpu(device) {
@@ -170,92 +161,39 @@ pub fn embed(table: &HostMatrix, ids: &[u32], device: &Device) -> Tensor<2> {
     }
 }
 
-/// Writes `x · Wᵀ` into the first `W.rows` columns of `out`, whose rows are `stride` long.
+/// Writes `x · Wᵀ` and the sum of `more` into the first `W.rows` columns of `out`, whose rows are
+/// `stride` long.
 pub(super) fn forward_into(
     matrix: &HostMatrix,
-    x: &[f32],
-    rows: usize,
+    x: Mat,
+    more: &[Term],
     out: &mut [f32],
     stride: usize,
 ) {
-    let (out_features, features) = (matrix.rows(), matrix.cols());
-    if rows <= FEW_ROWS {
-        return forward_few(matrix, x, rows, out, stride);
+    let width = matrix.rows();
+    if x.rows() <= FEW_ROWS {
+        forward_few(matrix, x, out, stride);
+        return product(out, stride, width, Write::Add, more);
     }
-    let x = Mat::new(x, rows, features);
-    for_tiles(matrix, |tile, weights| {
-        let weights = Mat::new(weights, tile.len(), features);
-        gemm(
-            &mut out[tile.start..],
-            stride,
-            Write::Set,
-            1.0,
-            x,
-            weights.t(),
-            Threads::All,
-        );
-    });
-    debug_assert!(stride >= out_features);
+    let b = Transposed(matrix);
+    let terms: Vec<Term> = std::iter::once(Term { a: x, b: &b })
+        .chain(more.iter().copied())
+        .collect();
+    product(out, stride, width, Write::Set, &terms);
 }
 
-/// Writes or adds `g · W` to `out` `[g.rows, W.cols]`.
-pub(super) fn backward_into(matrix: &HostMatrix, g: Mat, out: &mut [f32], write: Write) {
-    let features = matrix.cols();
-    for_tiles(matrix, |tile, weights| {
-        let write = if tile.start == 0 { write } else { Write::Add };
-        let weights = Mat::new(weights, tile.len(), features);
-        gemm(
-            out,
-            features,
-            write,
-            1.0,
-            g.columns(tile),
-            weights,
-            Threads::All,
-        );
-    });
+/// Writes `g · W` to `out` `[g.rows, W.cols]`.
+pub(super) fn backward_into(matrix: &HostMatrix, g: Mat, out: &mut [f32]) {
+    let term = Term {
+        a: g,
+        b: &Straight(matrix),
+    };
+    product(out, matrix.cols(), matrix.cols(), Write::Set, &[term]);
 }
 
-/// Calls `product` with tile after tile of rows as dense values.
-fn for_tiles(matrix: &HostMatrix, mut product: impl FnMut(Range<usize>, &[f32])) {
-    if let Some(dense) = matrix.as_f32() {
-        return product(0..matrix.rows(), dense);
-    }
-    thread_local! {
-        static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    let (rows, features) = (matrix.rows(), matrix.cols());
-    let tile_rows = (TILE_VALUES / features).clamp(1, rows.max(1));
-    // Taken out: while this thread waits for a part of a product, it may begin another one.
-    let mut buffer = TILE.take();
-    if buffer.len() < tile_rows * features {
-        buffer.resize(tile_rows * features, 0.0);
-    }
-    for start in (0..rows).step_by(tile_rows) {
-        let tile = start..(start + tile_rows).min(rows);
-        let values = &mut buffer[..tile.len() * features];
-        unpack(matrix, tile.start, values);
-        product(tile, values);
-    }
-    TILE.set(buffer);
-}
-
-fn unpack(matrix: &HostMatrix, first: usize, values: &mut [f32]) {
-    const ROWS: usize = 32;
-    let features = matrix.cols();
-    values
-        .par_chunks_mut(ROWS * features)
-        .enumerate()
-        .for_each(|(i, chunk)| {
-            let start = first + i * ROWS;
-            let rows = chunk.len() / features;
-            matrix.dequantize_rows(start..start + rows, chunk);
-        });
-}
-
-fn forward_few(matrix: &HostMatrix, x: &[f32], rows: usize, out: &mut [f32], stride: usize) {
+fn forward_few(matrix: &HostMatrix, x: Mat, out: &mut [f32], stride: usize) {
     const CHUNK: usize = 64;
-    let (out_features, features) = (matrix.rows(), matrix.cols());
+    let (rows, out_features, features) = (x.rows(), matrix.rows(), matrix.cols());
     let chunks = out_features.div_ceil(CHUNK);
     let products: Vec<Vec<f32>> = (0..chunks)
         .into_par_iter()
@@ -266,10 +204,10 @@ fn forward_few(matrix: &HostMatrix, x: &[f32], rows: usize, out: &mut [f32], str
                 let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(out_features);
                 let mut products = Vec::with_capacity(range.len() * rows);
                 for r in range {
-                    matrix.dequantize_rows(r..r + 1, weights);
+                    matrix.dequantize(r..r + 1, 0..features, weights);
                     vectorized(
                         #[inline(always)]
-                        || products.extend(x.chunks_exact(features).map(|x| dot(x, weights))),
+                        || products.extend((0..rows).map(|row| dot(x.row(row), weights))),
                     );
                 }
                 products

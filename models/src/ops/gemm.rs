@@ -5,6 +5,8 @@
 //! inside the slices.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 /// A strided view of a matrix in a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
@@ -44,7 +46,7 @@ impl<'a> Mat<'a> {
     }
 
     /// Some of the columns.
-    pub(crate) fn columns(self, columns: std::ops::Range<usize>) -> Self {
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
         assert!(
             columns.end <= self.cols,
             "columns {columns:?} of a matrix with {}",
@@ -56,6 +58,39 @@ impl<'a> Mat<'a> {
             cols: columns.len(),
             ..self
         }
+    }
+
+    /// Rows of the matrix.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of the matrix.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Some rows of some columns.
+    pub(crate) fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let start = (rows.start * self.row_stride).min(self.data.len());
+        Self {
+            data: &self.data[start..],
+            rows: rows.len(),
+            ..self
+        }
+        .columns(columns)
+    }
+
+    /// One row, whose values lie side by side.
+    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+        debug_assert!(self.col_stride == 1 && row < self.rows);
+        &self.data[row * self.row_stride..][..self.cols]
+    }
+
+    /// One value.
+    pub(crate) fn at(&self, row: usize, column: usize) -> f32 {
+        self.data[row * self.row_stride + column * self.col_stride]
     }
 
     fn assert_inside(&self) {

@@ -6,9 +6,10 @@
 //! stacked, are one product.
 
 use super::dropout::{Dropout, dropout};
-use super::frozen::{FrozenMatrix, backward_into, forward_into};
+use super::frozen::{FrozenMatrix, HostMatrix, forward_into};
 use super::gemm::{Mat, Threads, Write, gemm, matmul};
 use super::host::{Host, host_tensor, is_cpu};
+use super::product::{Panels, Scaled, Straight, Term, product};
 use burn::tensor::Tensor;
 use std::ops::Range;
 
@@ -110,16 +111,27 @@ impl LinearGroup {
         }
         let tokens = x.dims()[0];
         let width = self.outputs().sum::<usize>();
-        let input = Host::of(x.clone());
+        let u = lora.map(|lora| low_rank(x, lora));
+        let (input, of_host) = (Host::of(x.clone()), u.clone().map(Host::of));
+        let input = Mat::new(input.values(), tokens, self.input());
         let mut y = vec![0.0; tokens * width];
-        for (part, columns) in self.parts.iter().zip(self.columns()) {
-            forward_into(
-                host(part),
-                input.values(),
-                tokens,
-                &mut y[columns.start..],
-                width,
-            );
+        for (i, (part, columns)) in self.parts.iter().zip(self.columns()).enumerate() {
+            let adapted = lora.zip(of_host.as_ref()).and_then(|(lora, u)| {
+                let piece = lora.b.iter().find(|piece| piece.part == i)?;
+                Some((lora, Mat::new(u.values(), tokens, lora.a.dims()[0]), piece))
+            });
+            let y = &mut y[columns.start..];
+            let Some((lora, u, piece)) = adapted else {
+                forward_into(host(part), input, &[], y, width);
+                continue;
+            };
+            let b = Host::of(piece.b.clone());
+            let b = Mat::new(b.values(), columns.len(), piece.ranks.len());
+            let through = Term {
+                a: u.columns(piece.ranks.clone()),
+                b: &Scaled(b.t(), lora.scale),
+            };
+            forward_into(host(part), input, &[through], y, width);
         }
         if let Some(bias) = &self.bias {
             let bias = Host::of(bias.clone());
@@ -127,26 +139,6 @@ impl LinearGroup {
                 row.iter_mut().zip(bias.values()).for_each(|(y, b)| *y += b);
             }
         }
-        let u = lora.map(|lora| {
-            let ranks = lora.a.dims()[0];
-            let u = low_rank(x, lora);
-            let of_host = Host::of(u.clone());
-            for (piece, columns) in self.pieces(lora) {
-                let b = Host::of(piece.b.clone());
-                let b = Mat::new(b.values(), columns.len(), piece.ranks.len());
-                let u = Mat::new(of_host.values(), tokens, ranks).columns(piece.ranks.clone());
-                gemm(
-                    &mut y[columns.start..],
-                    width,
-                    Write::Add,
-                    lora.scale,
-                    u,
-                    b.t(),
-                    Threads::All,
-                );
-            }
-            u
-        });
         GroupOutput {
             y: host_tensor(y, [tokens, width]),
             u,
@@ -172,19 +164,54 @@ impl LinearGroup {
         let width = self.outputs().sum::<usize>();
         let grad = Host::of(g.clone());
         let grad = Mat::new(grad.values(), tokens, width);
-        let mut dx = want_dx.then(|| {
-            let mut dx = vec![0.0; tokens * self.input()];
-            for (i, (part, columns)) in self.parts.iter().zip(self.columns()).enumerate() {
-                let write = if i == 0 { Write::Set } else { Write::Add };
-                backward_into(host(part), grad.columns(columns), &mut dx, write);
-            }
-            dx
+        let wants_du = want_dx || lora.is_some_and(|lora| lora.trains_a);
+        let adapted = lora.zip(u);
+        let du = adapted
+            .filter(|_| wants_du)
+            .map(|(lora, _)| self.backward_u(grad, lora));
+        let du = du.as_deref().zip(lora).map(|(du, lora)| {
+            let ranks = lora.a.dims()[0];
+            Mat::new(du, tokens, ranks)
         });
-        let grads = lora.zip(u).map(|(lora, u)| GroupGrads {
+        let grads = adapted.map(|(lora, u)| GroupGrads {
             b: self.backward_b(grad, u, lora),
-            a: self.backward_a(grad, x, lora, dx.as_deref_mut()),
+            a: du
+                .filter(|_| lora.trains_a)
+                .map(|du| self.backward_a(du, x, lora)),
         });
-        (dx.map(|dx| host_tensor(dx, [tokens, self.input()])), grads)
+        let dx = want_dx.then(|| self.backward_x(grad, du.zip(lora)));
+        (dx, grads)
+    }
+
+    /// The gradient of the input: what comes through the frozen parts, and through the adapters.
+    fn backward_x(&self, grad: Mat, through: Option<(Mat, &GroupLora)>) -> Tensor<2> {
+        let (tokens, features) = (grad.rows(), self.input());
+        let parts: Vec<_> = self.parts.iter().map(|part| Straight(host(part))).collect();
+        let terms = parts
+            .iter()
+            .zip(self.columns())
+            .map(|(part, columns)| Term {
+                a: grad.columns(columns),
+                b: part as &dyn Panels,
+            });
+        let mut terms: Vec<Term> = terms.collect();
+        let mut dx = vec![0.0; tokens * features];
+        let Some((du, lora)) = through else {
+            product(&mut dx, features, features, Write::Set, &terms);
+            return host_tensor(dx, [tokens, features]);
+        };
+        let a = Host::of(lora.a.clone());
+        let a = Scaled(Mat::new(a.values(), du.cols(), features), 1.0);
+        let through = Term { a: du, b: &a };
+        let Some(mask) = &lora.dropout else {
+            terms.push(through);
+            product(&mut dx, features, features, Write::Set, &terms);
+            return host_tensor(dx, [tokens, features]);
+        };
+        product(&mut dx, features, features, Write::Set, &[through]);
+        let mut dx = Host::of(dropout(&host_tensor(dx, [tokens, features]), mask)).into_values();
+        product(&mut dx, features, features, Write::Add, &terms);
+        host_tensor(dx, [tokens, features])
     }
 
     /// The gradient of each `B`.
@@ -200,19 +227,10 @@ impl LinearGroup {
         self.pieces(lora).map(of_piece).collect()
     }
 
-    /// The gradient of `A`, if it is trained; adds to `dx` what comes through the adapters.
-    fn backward_a(
-        &self,
-        grad: Mat,
-        x: &Tensor<2>,
-        lora: &GroupLora,
-        dx: Option<&mut [f32]>,
-    ) -> Option<Tensor<2>> {
-        if dx.is_none() && !lora.trains_a {
-            return None;
-        }
-        let ([tokens, features], [ranks, _]) = (x.dims(), lora.a.dims());
-        let mut du = vec![0.0; tokens * ranks];
+    /// The gradient of `u`, `[tokens, ranks]`.
+    fn backward_u(&self, grad: Mat, lora: &GroupLora) -> Vec<f32> {
+        let ranks = lora.a.dims()[0];
+        let mut du = vec![0.0; grad.rows() * ranks];
         for (piece, columns) in self.pieces(lora) {
             let b = Host::of(piece.b.clone());
             gemm(
@@ -225,15 +243,17 @@ impl LinearGroup {
                 Threads::All,
             );
         }
-        let du = Mat::new(&du, tokens, ranks);
-        if let Some(dx) = dx {
-            add_through(dx, du, lora, [tokens, features]);
-        }
-        lora.trains_a.then(|| {
-            let input = Host::of(lora.dropped(x));
-            let input = Mat::new(input.values(), tokens, features);
-            host_tensor(matmul(1.0, du.t(), input, Threads::All), [ranks, features])
-        })
+        du
+    }
+
+    /// The gradient of the stacked `A`.
+    fn backward_a(&self, du: Mat, x: &Tensor<2>, lora: &GroupLora) -> Tensor<2> {
+        let input = Host::of(lora.dropped(x));
+        let input = Mat::new(input.values(), du.rows(), self.input());
+        host_tensor(
+            matmul(1.0, du.t(), input, Threads::All),
+            [du.cols(), self.input()],
+        )
     }
 
     /// Output columns of each part.
@@ -319,21 +339,7 @@ impl LinearGroup {
     }
 }
 
-/// Adds `dU·A`, through the adapter's dropout, to `dx` `[tokens, features]`.
-fn add_through(dx: &mut [f32], du: Mat, lora: &GroupLora, [tokens, features]: [usize; 2]) {
-    let a = Host::of(lora.a.clone());
-    let a = Mat::new(a.values(), lora.a.dims()[0], features);
-    let Some(mask) = &lora.dropout else {
-        return gemm(dx, features, Write::Add, 1.0, du, a, Threads::All);
-    };
-    let through = host_tensor(matmul(1.0, du, a, Threads::All), [tokens, features]);
-    let through = Host::of(dropout(&through, mask));
-    dx.iter_mut()
-        .zip(through.values())
-        .for_each(|(dx, t)| *dx += t);
-}
-
-fn host(part: &FrozenMatrix) -> &super::frozen::HostMatrix {
+fn host(part: &FrozenMatrix) -> &HostMatrix {
     match part {
         FrozenMatrix::Host(matrix) => matrix,
         other => panic!("a CPU model holds a weight of another device: {other:?}"),

@@ -2,7 +2,7 @@
 //! no `[tokens, vocabulary]` matrix exists, and only for tokens that carry a loss.
 
 use super::frozen::{FrozenMatrix, backward_into, forward_into};
-use super::gemm::{Mat, Write};
+use super::gemm::Mat;
 use super::host::{Host, host_tensor, indices_on, is_cpu};
 use super::simd::{exp_shifted, max, tanh, vectorized};
 use burn::tensor::{Device, Int, Tensor, activation::log_softmax};
@@ -152,7 +152,8 @@ impl Head {
             let (rows, done) = (targets.len(), losses.len());
             let input = Host::of(h);
             logits.resize(rows * vocabulary, 0.0);
-            forward_into(matrix, input.values(), rows, &mut logits, vocabulary);
+            let input = Mat::new(input.values(), rows, features);
+            forward_into(matrix, input, &[], &mut logits, vocabulary);
             losses.par_extend(logits.par_chunks_mut(vocabulary).zip(targets).map(
                 |(row, &target)| {
                     vectorized(
@@ -162,12 +163,8 @@ impl Head {
                 },
             ));
             let dlogits = Mat::new(&logits, rows, vocabulary);
-            backward_into(
-                matrix,
-                dlogits,
-                &mut dh[done * features..(done + rows) * features],
-                Write::Set,
-            );
+            let dh = &mut dh[done * features..(done + rows) * features];
+            backward_into(matrix, dlogits, dh);
         }
         (
             host_tensor(losses, [targets.len()]),

@@ -21,6 +21,7 @@ mod linear;
 mod loss;
 mod norm;
 mod packed;
+mod product;
 mod rope;
 mod simd;
 #[cfg(test)]

@@ -15,8 +15,12 @@ pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
 pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
+    // Adding it rounds to a whole number, which is then in the low bits: no conversion, since the
+    // saturating one of the language is done value by value.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.336_54, 88.376_26);
-    let n = (clamped * std::f32::consts::LOG2_E + 0.5).floor();
+    let whole = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = whole - ROUND;
     let r = clamped - n * LN2_HI - n * LN2_LO;
     // Minimax polynomial of (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2].
     let p = 1.987_569_1e-4;
@@ -26,7 +30,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let scale = f32::from_bits((whole.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.336_54 { 0.0 } else { y * scale }
 }
 

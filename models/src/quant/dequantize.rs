@@ -38,21 +38,68 @@ pub fn dequantize_row(
     }
     pulp::Arch::new().dispatch(
         #[inline(always)]
-        || match format {
-            BlockFormat::F32 => plain(bytes, out, |b: [u8; 4]| f32::from_le_bytes(b)),
-            BlockFormat::F16 => halves(bytes, out),
-            BlockFormat::BF16 => plain(bytes, out, bf16),
-            BlockFormat::Q8_0 => scaled_blocks(bytes, out, q8_0),
-            BlockFormat::Q4_0 => scaled_blocks(bytes, out, q4_0),
-            BlockFormat::Q4_1 => scaled_blocks(bytes, out, q4_1),
-            BlockFormat::Q5_0 => scaled_blocks(bytes, out, q5_0),
-            BlockFormat::Q5_1 => scaled_blocks(bytes, out, q5_1),
-            BlockFormat::Q4K => blocks(bytes, out, q4_k),
-            BlockFormat::Q5K => blocks(bytes, out, q5_k),
-            BlockFormat::Q6K => blocks(bytes, out, q6_k),
-        },
+        || unpack(format, bytes, out),
     );
     Ok(())
+}
+
+/// The values of whole blocks that fit `out`, for callers that have checked that and are compiled
+/// for the processor's vectors.
+#[inline(always)]
+pub(super) fn unpack(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+    match format {
+        BlockFormat::F32 => plain(bytes, out, |b: [u8; 4]| f32::from_le_bytes(b)),
+        BlockFormat::F16 => halves(bytes, out),
+        BlockFormat::BF16 => plain(bytes, out, bf16),
+        BlockFormat::Q8_0 => scaled_blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, h, o| q8_0(b, h, o),
+        ),
+        BlockFormat::Q4_0 => scaled_blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, h, o| q4_0(b, h, o),
+        ),
+        BlockFormat::Q4_1 => scaled_blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, h, o| q4_1(b, h, o),
+        ),
+        BlockFormat::Q5_0 => scaled_blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, h, o| q5_0(b, h, o),
+        ),
+        BlockFormat::Q5_1 => scaled_blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, h, o| q5_1(b, h, o),
+        ),
+        BlockFormat::Q4K => blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, o| q4_k(b, o),
+        ),
+        BlockFormat::Q5K => blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, o| q5_k(b, o),
+        ),
+        BlockFormat::Q6K => blocks(
+            bytes,
+            out,
+            #[inline(always)]
+            |b, o| q6_k(b, o),
+        ),
+    }
 }
 
 /// Half precision to single, for every bit pattern, without a branch.

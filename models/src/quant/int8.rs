@@ -84,13 +84,24 @@ impl Int8Rows {
     ///
     /// If there are no such rows.
     pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) {
-        let cols = self.cols.max(1);
-        let values = &self.values[range.start * self.cols..range.end * self.cols];
-        let rows = values.chunks_exact(cols).zip(&self.scales[range]);
+        self.dequantize(range, 0..self.cols, out);
+    }
+
+    /// Writes some columns of some rows to `out`, row-major.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows or columns.
+    pub fn dequantize(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let width = columns.len().max(1);
+        let values = rows
+            .clone()
+            .map(|row| &self.values[row * self.cols..][columns.clone()]);
+        let rows = values.zip(&self.scales[rows.clone()]);
         pulp::Arch::new().dispatch(
             #[inline(always)]
             || {
-                for ((values, scale), out) in rows.zip(out.chunks_exact_mut(cols)) {
+                for ((values, scale), out) in rows.zip(out.chunks_exact_mut(width)) {
                     for (out, value) in out.iter_mut().zip(values) {
                         *out = f32::from(*value) * scale;
                     }

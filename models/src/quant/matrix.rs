@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{BlockFormat, QuantError, dequantize_row};
+use super::dequantize::unpack;
+use super::{BlockFormat, QuantError};
 use crate::MappedBytes;
 
 /// A frozen matrix, row-major `[rows, cols]`, stored in blocks and read in place.
@@ -176,14 +177,40 @@ impl QuantMatrix {
     ///
     /// [`QuantError::NoSuchRows`] or [`QuantError::WrongOutput`]; `out` is then unchanged.
     pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), QuantError> {
-        if range.start > range.end || range.end > self.rows {
+        self.dequantize(range, 0..self.cols, out)
+    }
+
+    /// Writes some columns of the model's rows `rows` to `out`, row-major. Columns are cut between
+    /// blocks only.
+    ///
+    /// # Errors
+    ///
+    /// [`QuantError::NoSuchRows`], [`QuantError::NoSuchColumns`] or [`QuantError::WrongOutput`];
+    /// `out` is then unchanged.
+    pub fn dequantize(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), QuantError> {
+        if rows.start > rows.end || rows.end > self.rows {
             return Err(QuantError::NoSuchRows {
-                start: range.start,
-                end: range.end,
+                start: rows.start,
+                end: rows.end,
                 rows: self.rows,
             });
         }
-        let expected = range.len() * self.cols;
+        let block = self.format.block_size();
+        let whole = columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block);
+        if columns.start > columns.end || columns.end > self.cols || !whole {
+            return Err(QuantError::NoSuchColumns {
+                start: columns.start,
+                end: columns.end,
+                cols: self.cols,
+                block,
+            });
+        }
+        let (expected, width) = (rows.len() * columns.len(), columns.len());
         if out.len() != expected {
             return Err(QuantError::WrongOutput {
                 expected,
@@ -193,13 +220,16 @@ impl QuantMatrix {
         if expected == 0 {
             return Ok(());
         }
-        if self.order.is_none() {
-            let bytes = &self.bytes[range.start * self.row_bytes..range.end * self.row_bytes];
-            return dequantize_row(self.format, bytes, out);
-        }
-        for (row, out) in range.zip(out.chunks_exact_mut(self.cols)) {
-            dequantize_row(self.format, self.row_bytes(row), out)?;
-        }
+        let bytes = |column: usize| column / block * self.format.block_bytes();
+        let bytes = bytes(columns.start)..bytes(columns.end);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+                    unpack(self.format, &self.row_bytes(row)[bytes.clone()], out);
+                }
+            },
+        );
         Ok(())
     }
 

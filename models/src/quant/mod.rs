@@ -184,6 +184,18 @@ pub enum QuantError {
         /// Rows of the matrix.
         rows: usize,
     },
+    /// Columns past the end, or parts of blocks, were asked for.
+    #[error("columns {start}..{end} were asked for, the matrix has {cols} in blocks of {block}")]
+    NoSuchColumns {
+        /// First column asked for.
+        start: usize,
+        /// One past the last column asked for.
+        end: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// Values of a block.
+        block: usize,
+    },
     /// The row permutation does not fit the number of rows.
     #[error("{heads} heads of {head_dim} do not make {rows} rows")]
     WrongRowOrder {

@@ -143,31 +143,50 @@ impl Nf4Matrix {
     ///
     /// If there are no such rows.
     pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) {
-        let first = range.start * self.cols;
-        let values = first..range.end * self.cols;
-        if first.is_multiple_of(NF4_BLOCK) {
-            let blocks = out[..values.len()].chunks_mut(NF4_BLOCK).enumerate();
-            for (block, out) in blocks {
-                let block = first / NF4_BLOCK + block;
-                let codes = &self.packed[block * NF4_BLOCK / 2..];
-                let table = NF4_CODEBOOK.map(|value| value * self.absmax[block]);
-                for (pair, byte) in out.chunks_mut(2).zip(codes) {
+        self.dequantize_run(range.start * self.cols..range.end * self.cols, out);
+    }
+
+    /// Writes some columns of some rows to `out`, row-major.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows or columns.
+    pub fn dequantize(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        assert!(
+            columns.end <= self.cols,
+            "columns {columns:?} of {}",
+            self.cols
+        );
+        let outs = out.chunks_exact_mut(columns.len().max(1));
+        for (row, out) in rows.zip(outs) {
+            let first = row * self.cols;
+            self.dequantize_run(first + columns.start..first + columns.end, out);
+        }
+    }
+
+    /// Values that follow one another, whatever their rows.
+    fn dequantize_run(&self, values: Range<usize>, out: &mut [f32]) {
+        let mut rest = out;
+        let mut at = values.start;
+        while at < values.end {
+            let block = at / NF4_BLOCK;
+            let end = ((block + 1) * NF4_BLOCK).min(values.end);
+            let (out, further) = rest.split_at_mut(end - at);
+            let table = NF4_CODEBOOK.map(|value| value * self.absmax[block]);
+            if at.is_multiple_of(2) {
+                for (pair, byte) in out.chunks_mut(2).zip(&self.packed[at / 2..]) {
                     pair[0] = table[usize::from(byte >> 4)];
                     if let Some(odd) = pair.get_mut(1) {
                         *odd = table[usize::from(byte & 15)];
                     }
                 }
-            }
-            return;
-        }
-        for (i, out) in values.zip(out) {
-            let byte = self.packed[i / 2];
-            let code = if i.is_multiple_of(2) {
-                byte >> 4
             } else {
-                byte & 15
-            };
-            *out = NF4_CODEBOOK[usize::from(code)] * self.absmax[i / NF4_BLOCK];
+                for (i, out) in (at..end).zip(out) {
+                    let shift = if i.is_multiple_of(2) { 4 } else { 0 };
+                    *out = table[usize::from(self.packed[i / 2] >> shift & 15)];
+                }
+            }
+            (rest, at) = (further, end);
         }
     }
 
