@@ -165,8 +165,7 @@ impl<'a> Trainer<'a> {
     ///
     /// [`StepError`]; the adapter and the optimizer are then unchanged.
     pub fn step(&mut self, rows: &Batch, settings: &StepSettings) -> Result<StepStats, StepError> {
-        let (loss_sum, flat) = self.gradients(rows, settings)?;
-        let gradients = Gradients { loss_sum, flat };
+        let gradients = self.gradients(rows, settings)?;
         self.advance(gradients, rows.loss_tokens(), rows, settings)
     }
 
@@ -196,11 +195,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     ///
     /// [`StepError::NoLossTokens`].
-    pub fn gradients(
-        &self,
-        rows: &Batch,
-        settings: &StepSettings,
-    ) -> Result<(Tensor<1>, Tensor<1>), StepError> {
+    pub fn gradients(&self, rows: &Batch, settings: &StepSettings) -> Result<Gradients, StepError> {
         if rows.targets.is_empty() {
             return Err(StepError::NoLossTokens);
         }
@@ -214,8 +209,7 @@ impl<'a> Trainer<'a> {
             loss_sum: sum.loss_sum + part.loss_sum,
             flat: sum.flat + part.flat,
         });
-        let sum = sum.ok_or(StepError::NoLossTokens)?;
-        Ok((sum.loss_sum, sum.flat))
+        sum.ok_or(StepError::NoLossTokens)
     }
 
     /// Summed loss and the gradient of the mean loss over all pairs, and what the pairs said.
@@ -259,10 +253,7 @@ impl<'a> Trainer<'a> {
         group: usize,
         work: impl Fn(&Lane) -> R + Sync,
     ) -> Vec<R> {
-        let threads = match is_cpu(self.model.device()) {
-            true => rayon::current_num_threads(),
-            false => 1,
-        };
+        let threads = is_cpu(self.model.device()).then(rayon::current_num_threads);
         in_lanes(rows, self.memory.micro_batch_tokens, group, threads, work)
     }
 

@@ -90,13 +90,24 @@ impl CausalLm {
 
     /// Hidden states after the last block, before the final norm: `[tokens, hidden]`.
     fn hidden(&self, batch: &Batch, lora: Option<&Lora>) -> Tensor<2> {
-        let rows = self.rows(batch);
-        let mut x = self.embed(&batch.ids);
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let lora = lora.map(|lora| lora.block(layer, None));
-            x = block.forward(&x, &rows, lora.as_ref()).0;
+        self.in_pool(|| {
+            let rows = self.rows(batch);
+            let mut x = self.embed(&batch.ids);
+            for (layer, block) in self.blocks.iter().enumerate() {
+                let lora = lora.map(|lora| lora.block(layer, None));
+                x = block.forward(&x, &rows, lora.as_ref()).0;
+            }
+            x
+        })
+    }
+
+    /// Does a pass over the blocks where its operations can share it out: on the CPU inside rayon's
+    /// pool, which each operation would enter on its own otherwise.
+    fn in_pool<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        match is_cpu(&self.device) {
+            true => rayon::scope(|_| pass()),
+            false => pass(),
         }
-        x
     }
 
     /// The log-probability of each labelled token of the batch, and what the model would
@@ -231,20 +242,21 @@ impl CausalLm {
 
     /// Logits `[1, vocabulary]` after the last of `ids`, which continue the cached row.
     pub fn decode(&self, ids: &[u32], cache: &mut KvCache, lora: Option<&Lora>) -> Tensor<2> {
-        cache
-            .blocks
-            .resize_with(self.blocks.len(), BlockCache::default);
-        let positions: Vec<u32> = (cache.tokens as u32..).take(ids.len()).collect();
-        let rotations = self.rotations(&positions);
-        let mut x = self.embed(ids);
-        for (layer, (block, cache)) in self.blocks.iter().zip(&mut cache.blocks).enumerate() {
-            let lora = lora.map(|lora| lora.block(layer, None));
-            x = block.forward_cached(&x, &rotations, cache, lora.as_ref());
-        }
-        cache.tokens += ids.len();
-        let last = x.slice([ids.len() - 1..ids.len(), 0..self.config.hidden]);
-        self.head
-            .logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
+        self.in_pool(|| {
+            let blocks = &mut cache.blocks;
+            blocks.resize_with(self.blocks.len(), BlockCache::default);
+            let positions: Vec<u32> = (cache.tokens as u32..).take(ids.len()).collect();
+            let rotations = self.rotations(&positions);
+            let mut x = self.embed(ids);
+            for (layer, (block, cache)) in self.blocks.iter().zip(blocks).enumerate() {
+                let lora = lora.map(|lora| lora.block(layer, None));
+                x = block.forward_cached(&x, &rotations, cache, lora.as_ref());
+            }
+            cache.tokens += ids.len();
+            let last = x.slice([ids.len() - 1..ids.len(), 0..self.config.hidden]);
+            self.head
+                .logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
+        })
     }
 
     /// What the head says, and the gradient of the last block's output: zero but where a

@@ -147,8 +147,8 @@ impl<'a> PairReference<'a> {
 pub(crate) struct PairTally<'a> {
     settings: PreferenceSettings,
     reference: PairReference<'a>,
-    /// The row of the step that comes next.
-    row: usize,
+    /// Where its rows begin in the step.
+    first_row: usize,
     rows: usize,
     loss: f64,
     chosen: f64,
@@ -166,7 +166,7 @@ impl<'a> PairTally<'a> {
         Self {
             settings,
             reference,
-            row: first_row,
+            first_row,
             rows: 0,
             loss: 0.0,
             chosen: 0.0,
@@ -177,7 +177,8 @@ impl<'a> PairTally<'a> {
 
     /// The reference's log-probabilities of the next part.
     pub(crate) fn reference(&self, model: &CausalLm, part: &Batch) -> Cow<'a, [f32]> {
-        self.reference.log_probs(model, part, self.row)
+        self.reference
+            .log_probs(model, part, self.first_row + self.rows)
     }
 
     /// Adds the pairs of a part, and returns the derivative of their summed loss by the
@@ -200,7 +201,6 @@ impl<'a> PairTally<'a> {
             self.loss += loss;
             slopes.extend([(slope / parts[0]) as f32, (-slope / parts[1]) as f32]);
         }
-        self.row += part.segments.len();
         self.rows += part.segments.len();
         slopes
     }

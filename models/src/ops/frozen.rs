@@ -7,16 +7,15 @@
 use super::gemm::{Mat, Write};
 use super::host::{Host, host_tensor, is_cpu, tensor_on};
 use super::packed::PackedMatrix;
-use super::product::{Straight, Term, Transposed, product};
-use super::simd::{dot, vectorized};
+use super::product::{Straight, Term, Transposed, few_rows, product};
 use crate::quant::{Int8Rows, Nf4Matrix, QuantMatrix};
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Up to this many input rows a product reads each weight row once and multiplies it at
-/// once, instead of unpacking it into panels.
+/// Up to this many input rows a product multiplies each weight row at once, instead of unpacking it
+/// into panels.
 const FEW_ROWS: usize = 8;
 
 /// A frozen `[out, in]` matrix on some device.
@@ -172,7 +171,7 @@ pub(super) fn forward_into(
 ) {
     let width = matrix.rows();
     if x.rows() <= FEW_ROWS {
-        forward_few(matrix, x, out, stride);
+        few_rows(matrix, x, out, stride);
         return product(out, stride, width, Write::Add, more);
     }
     let b = Transposed(matrix);
@@ -189,36 +188,4 @@ pub(super) fn backward_into(matrix: &HostMatrix, g: Mat, out: &mut [f32]) {
         b: &Straight(matrix),
     };
     product(out, matrix.cols(), matrix.cols(), Write::Set, &[term]);
-}
-
-fn forward_few(matrix: &HostMatrix, x: Mat, out: &mut [f32], stride: usize) {
-    const CHUNK: usize = 64;
-    let (rows, out_features, features) = (x.rows(), matrix.rows(), matrix.cols());
-    let chunks = out_features.div_ceil(CHUNK);
-    let products: Vec<Vec<f32>> = (0..chunks)
-        .into_par_iter()
-        .with_min_len(2)
-        .map_init(
-            || vec![0.0; features],
-            |weights, chunk| {
-                let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(out_features);
-                let mut products = Vec::with_capacity(range.len() * rows);
-                for r in range {
-                    matrix.dequantize(r..r + 1, 0..features, weights);
-                    vectorized(
-                        #[inline(always)]
-                        || products.extend((0..rows).map(|row| dot(x.row(row), weights))),
-                    );
-                }
-                products
-            },
-        )
-        .collect();
-    for (chunk, products) in products.iter().enumerate() {
-        for (r, of_row) in products.chunks_exact(rows).enumerate() {
-            for (row, product) in of_row.iter().enumerate() {
-                out[row * stride + chunk * CHUNK + r] = *product;
-            }
-        }
-    }
 }

@@ -5,10 +5,12 @@
 //! The blocking follows Goto and van de Geijn 2008 (ACM TOMS 34(3), 12): a panel of `b` stays in the
 //! first-level cache while rows of `a` pass by from the second, and a tile of `c` stays in registers.
 
+mod few;
 mod panels;
 mod tile;
 mod transpose;
 
+pub(super) use few::few_rows;
 pub(super) use panels::{Panels, Scaled, Straight, Transposed};
 
 use super::gemm::{Mat, Write};
@@ -25,6 +27,8 @@ const DEPTH: usize = 320;
 /// Rows of `c` that one task makes: enough to be worth a task, few enough for their part of `a` to
 /// stay in the second-level cache while panel after panel passes by.
 const STRIP_ROWS: (usize, usize) = (48, 144);
+/// A multiple of the rows of every tile.
+const TILE_ROWS: usize = 12;
 /// Values of a cache line.
 const LINE: usize = 16;
 
@@ -51,6 +55,7 @@ pub(super) fn product(c: &mut [f32], stride: usize, width: usize, write: Write, 
     assert!(width <= stride && (rows - 1) * stride + width <= c.len());
     let threads = rayon::current_num_threads();
     let strip_rows = rows.div_ceil(2 * threads).clamp(STRIP_ROWS.0, STRIP_ROWS.1);
+    let strip_rows = strip_rows.next_multiple_of(TILE_ROWS);
     let block = GROUP * threads.min(8);
     with_buffer(|packed| {
         for start in (0..width).step_by(block) {
@@ -61,17 +66,15 @@ pub(super) fn product(c: &mut [f32], stride: usize, width: usize, write: Write, 
                 let strips = c.par_chunks_mut(strip_rows * stride).enumerate();
                 strips.for_each(|(i, c)| {
                     let first = i * strip_rows;
-                    let strip = Strip {
-                        a: term
-                            .a
-                            .part(first..(first + strip_rows).min(rows), inner.clone()),
+                    let last = (first + strip_rows).min(rows);
+                    pulp::Arch::new().dispatch(Strip {
+                        a: term.a.part(first..last, inner.clone()),
                         panels,
                         c: &mut c[start..],
                         stride,
                         width: columns.len(),
                         write,
-                    };
-                    pulp::Arch::new().dispatch(strip);
+                    });
                 });
                 write = Write::Add;
             }
@@ -119,18 +122,6 @@ fn pack<'a>(
         b.pack(inner.clone(), columns, width, panels);
     });
     packed
-}
-
-/// Lends the rows of `a` one right after the other: where they lie a multiple of a page apart, as
-/// those of logits do, they would drive each other out of the first-level cache.
-fn with_rows(a: Mat, work: impl FnOnce(Mat)) {
-    let (rows, depth) = (a.rows(), a.cols());
-    with_scratch(rows * depth, |copy| {
-        for (row, copy) in copy.chunks_exact_mut(depth).enumerate() {
-            copy.copy_from_slice(a.row(row));
-        }
-        work(Mat::new(copy, rows, depth));
-    });
 }
 
 /// Lends a buffer of this thread's for work that does not wait for other threads.

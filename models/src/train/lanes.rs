@@ -22,19 +22,20 @@ pub(super) struct Lane {
 }
 
 /// Does `work` for all rows: in micro-batches of at most `tokens` tokens one after the other, and
-/// each of them in at most `threads` lanes at once. Groups of `rows` rows stay whole. The results
-/// are in the order of the rows.
+/// each of them in at most `threads` lanes at once on rayon's pool; without `threads` whole and on
+/// the calling thread. Groups of `rows` rows stay whole. The results are in the order of the rows.
 pub(super) fn in_lanes<R: Send>(
     batch: &Batch,
     tokens: usize,
     rows: usize,
-    threads: usize,
+    threads: Option<usize>,
     work: impl Fn(&Lane) -> R + Sync,
 ) -> Vec<R> {
     let (mut first_row, mut first_token) = (0, 0);
     let mut results = Vec::new();
     for micro in batch.split_groups(tokens, rows) {
-        let most = threads.min(micro.tokens() / FEWEST_TOKENS).max(1);
+        let most = threads.map_or(1, |threads| threads.min(micro.tokens() / FEWEST_TOKENS));
+        let most = most.max(1);
         let parts = micro.share_out(most, rows);
         let share = 1.0 / parts.len() as f32;
         let lane = |batch: Batch| {
@@ -48,14 +49,11 @@ pub(super) fn in_lanes<R: Send>(
             first_token += lane.batch.tokens();
             lane
         };
-        let mut lanes: Vec<Lane> = parts.into_iter().map(lane).collect();
-        // Without another thread to wait for, the pool is not entered.
-        match (lanes.len(), lanes.pop()) {
-            (1, Some(only)) => results.push(work(&only)),
-            (_, last) => {
-                lanes.extend(last);
-                results.par_extend(lanes.par_iter().map(&work));
-            }
+        let lanes: Vec<Lane> = parts.into_iter().map(lane).collect();
+        match threads {
+            // A single lane too: each of its operations would enter the pool otherwise.
+            Some(_) => results.par_extend(lanes.par_iter().map(&work)),
+            None => results.extend(lanes.iter().map(&work)),
         }
     }
     results

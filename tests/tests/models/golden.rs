@@ -7,11 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use fedllm_models::generate::{Generator, Sampling};
 use fedllm_models::lora::{self, Lora, read_back};
 use fedllm_models::train::{Memory, StepSettings, Trainer};
-use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint};
+use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint, Gradients};
 use fedllm_shared::{Adapter, Factors, LocalOptimizer, LoraSpec, Targets};
 use fedllm_tests::{synthetic, tiny};
 use safetensors::SafeTensors;
@@ -200,12 +200,18 @@ fn logits_error(golden: &Golden, lora: Option<&Lora>, name: &str) -> f32 {
     worst
 }
 
+/// Does `work` on a pool of so many threads.
+pub(crate) fn with_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.unwrap().install(work)
+}
+
 fn gradients(golden: &Golden, memory: Memory) -> (f64, Vec<f32>) {
     let trainer = Trainer::new(&golden.model, golden.lora(), memory);
     let batch = golden.batch();
-    let (loss, flat): (Tensor<1>, Tensor<1>) = trainer.gradients(&batch, &settings()).unwrap();
+    let Gradients { loss_sum, flat } = trainer.gradients(&batch, &settings()).unwrap();
     (
-        f64::from(read_back(loss)[0]) / batch.loss_tokens() as f64,
+        f64::from(read_back(loss_sum)[0]) / batch.loss_tokens() as f64,
         read_back(flat),
     )
 }
@@ -290,11 +296,10 @@ fn any_number_of_threads_gives_the_same_gradient() {
         },
     ] {
         let of = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.unwrap().install(|| {
+            with_threads(threads, || {
                 let trainer = Trainer::new(&golden.model, golden.lora(), memory);
-                let (loss, flat) = trainer.gradients(&batch, &settings).unwrap();
-                (read_back(loss)[0], read_back(flat))
+                let Gradients { loss_sum, flat } = trainer.gradients(&batch, &settings).unwrap();
+                (read_back(loss_sum)[0], read_back(flat))
             })
         };
         let (loss, flat) = of(1);
@@ -382,14 +387,14 @@ fn weighted_micro_batches_are_one_batch() {
             recompute: true,
         },
     );
-    let (loss, flat) = whole.gradients(&batch, &settings()).unwrap();
-    let (part_loss, part_flat) = parts.gradients(&batch, &settings()).unwrap();
+    let whole = whole.gradients(&batch, &settings()).unwrap();
+    let parts = parts.gradients(&batch, &settings()).unwrap();
     let expected = golden.extra("/accumulation/loss_batch_of_4");
-    assert!((f64::from(read_back(loss)[0]) / 50.0 / expected - 1.0).abs() < 2e-6);
-    assert!((read_back(part_loss)[0] / 50.0 - expected as f32).abs() < 1e-5);
-    let expected = golden.extra_flat("accum.batch4.grad.");
-    for flat in [flat, part_flat] {
-        let error = relative_l2(&read_back(flat), &expected);
+    let expected_flat = golden.extra_flat("accum.batch4.grad.");
+    for (Gradients { loss_sum, flat }, tolerance) in [(whole, 2e-6), (parts, 1e-5)] {
+        let loss = f64::from(read_back(loss_sum)[0]) / 50.0;
+        assert!((loss / expected - 1.0).abs() < tolerance);
+        let error = relative_l2(&read_back(flat), &expected_flat);
         assert!(error < 1e-5, "gradients are {error:e} off");
     }
 }

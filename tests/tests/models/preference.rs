@@ -8,7 +8,9 @@ use fedllm_models::train::{Correction, Memory, StepError, Trainer};
 use fedllm_shared::{Adapter, PreferenceLoss};
 use fedllm_tests::synthetic;
 
-use super::golden::{ARCHITECTURES, Golden, assert_close, minus, relative_l2, settings};
+use super::golden::{
+    ARCHITECTURES, Golden, assert_close, minus, relative_l2, settings, with_threads,
+};
 
 /// Each form under its name in the goldens, with its label smoothing and its tolerance: IPO squares
 /// a difference of log-probabilities.
@@ -138,8 +140,7 @@ fn any_number_of_threads_says_the_same_of_pairs() {
     let known = [-20.0, -21.5, -30.0, -29.0];
     for reference in [PairReference::Base, PairReference::Known(&known)] {
         let of = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.unwrap().install(|| {
+            with_threads(threads, || {
                 let trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
                 let form = form(PreferenceLoss::Sigmoid, 0.1);
                 let (gradients, stats) = trainer

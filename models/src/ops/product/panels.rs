@@ -66,12 +66,22 @@ impl Panels for Straight<'_> {
                 for (k, row) in range.zip(values.chunks_exact(width)) {
                     let panels = out.chunks_exact_mut(panel * depth);
                     for (values, out) in row.chunks(panel).zip(panels) {
-                        out[(k - first) * panel..][..values.len()].copy_from_slice(values);
+                        copy(values, &mut out[(k - first) * panel..]);
                     }
                 }
             }
         });
     }
+}
+
+/// Copies a few values to the beginning of `out`, without calling a function for it.
+#[inline(always)]
+fn copy(values: &[f32], out: &mut [f32]) {
+    let ((eights, rest), (out_eights, _)) = (values.as_chunks::<8>(), out.as_chunks_mut::<8>());
+    for (out, values) in out_eights.iter_mut().zip(eights) {
+        *out = *values;
+    }
+    out[values.len() - rest.len()..values.len()].copy_from_slice(rest);
 }
 
 impl Panels for Scaled<'_> {

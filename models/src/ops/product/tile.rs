@@ -36,11 +36,13 @@ impl WithSimd for Strip<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let panel = VECTORS * S::F32_LANES;
-        for start in (0..self.width).step_by(panel) {
-            let mut row = 0;
-            while row < self.a.rows() {
+        let mut row = 0;
+        while row < self.a.rows() {
+            let left = self.a.rows() - row;
+            let mut step = 1;
+            for start in (0..self.width).step_by(panel) {
                 // Accumulators must leave registers for a row of the panel and a value of `a`.
-                row += match (S::REGISTER_COUNT, self.a.rows() - row) {
+                step = match (S::REGISTER_COUNT, left) {
                     (32.., 12..) => self.tile::<S, 12>(simd, row, start),
                     (_, 6..) => self.tile::<S, 6>(simd, row, start),
                     (_, 4..) => self.tile::<S, 4>(simd, row, start),
@@ -48,6 +50,7 @@ impl WithSimd for Strip<'_> {
                     _ => self.tile::<S, 1>(simd, row, start),
                 };
             }
+            row += step;
         }
     }
 }
