@@ -1,7 +1,7 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4) and its gradient.
 
 use super::host::{Host, host_tensor, is_cpu};
-use super::simd::vectorized;
+use super::simd::{dot, vectorized};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -23,10 +23,46 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
         return composed::rms_norm(x, weight, eps);
     }
     let [rows, features] = x.dims();
+    let mut inv = vec![0.0; rows];
+    let y = scale_rows(
+        x,
+        weight,
+        &mut inv,
+        #[inline(always)]
+        |inv, x| *inv = 1.0 / (dot(x, x) / features as f32 + eps).sqrt(),
+    );
+    Normed {
+        y,
+        inv: host_tensor(inv, [rows, 1]),
+    }
+}
+
+/// The `y` of [`rms_norm`] again, from the `inv` that it left.
+pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return composed::rms_norm_again(x, weight, inv);
+    }
+    let mut inv = Host::of(inv.clone()).into_values();
+    scale_rows(
+        x,
+        weight,
+        &mut inv,
+        #[inline(always)]
+        |_, _| {},
+    )
+}
+
+/// `x · inv · weight`, where `find` may set the `inv` of a row before it is used.
+fn scale_rows(
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &mut [f32],
+    find: impl Fn(&mut f32, &[f32]) + Sync,
+) -> Tensor<2> {
+    let [rows, features] = x.dims();
     let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
     let weight = weight.values();
     let mut y = vec![0.0; rows * features];
-    let mut inv = vec![0.0; rows];
     y.par_chunks_mut(ROWS * features)
         .zip(inv.par_chunks_mut(ROWS))
         .zip(input.values().par_chunks(ROWS * features))
@@ -35,37 +71,7 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
                 #[inline(always)]
                 || {
                     for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
-                        *inv = 1.0 / (super::simd::dot(x, x) / features as f32 + eps).sqrt();
-                        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                            *y = x * *inv * w;
-                        }
-                    }
-                },
-            );
-        });
-    Normed {
-        y: host_tensor(y, [rows, features]),
-        inv: host_tensor(inv, [rows, 1]),
-    }
-}
-
-/// The `y` of [`rms_norm`] again, from the `inv` that it left.
-pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
-    if !is_cpu(&x.device()) {
-        return x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
-    }
-    let [rows, features] = x.dims();
-    let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
-    let (weight, inv) = (weight.values(), Host::of(inv.clone()));
-    let mut y = vec![0.0; rows * features];
-    y.par_chunks_mut(ROWS * features)
-        .zip(inv.values().par_chunks(ROWS))
-        .zip(input.values().par_chunks(ROWS * features))
-        .for_each(|((y, inv), x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
+                        find(inv, x);
                         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
                             *y = x * *inv * w;
                         }
@@ -110,7 +116,7 @@ pub fn rms_norm_backward(
                         for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
                             *dx = dy * w;
                         }
-                        let pull = super::simd::dot(dx, x) * inv * inv * inv / features as f32;
+                        let pull = dot(dx, x) * inv * inv * inv / features as f32;
                         for (dx, x) in dx.iter_mut().zip(x) {
                             *dx = *dx * inv - x * pull;
                         }
@@ -133,8 +139,16 @@ pub(super) mod composed {
             .add_scalar(eps)
             .sqrt()
             .recip();
-        let y = x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
+        let y = rms_norm_again(x, weight, &inv);
         Normed { y, inv }
+    }
+
+    pub(in crate::ops) fn rms_norm_again(
+        x: &Tensor<2>,
+        weight: &Tensor<1>,
+        inv: &Tensor<2>,
+    ) -> Tensor<2> {
+        x.clone() * inv.clone() * weight.clone().unsqueeze::<2>()
     }
 
     pub(in crate::ops) fn rms_norm_backward(
