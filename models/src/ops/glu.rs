@@ -1,13 +1,14 @@
 //! Gated linear units (Shazeer 2020, arXiv 2002.05202): SwiGLU and GeGLU.
 
 use super::host::{Host, host_tensor, is_cpu};
+use super::kernels;
 use super::simd::{sigmoid, tanh, vectorized};
 use crate::config::Activation;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const GELU_CUBIC: f32 = 0.044_715;
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+pub(super) const GELU_CUBIC: f32 = 0.044_715;
 
 /// Value and derivative of an activation at `x`. A function of its own for each, chosen outside
 /// the loops: a choice inside them makes the compiler compute all and select.
@@ -42,7 +43,8 @@ impl At for GeluTanh {
 /// the result is `[rows, ffn]`.
 pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return composed::glu(gate_up, activation);
+        return kernels::glu(gate_up, activation)
+            .unwrap_or_else(|| composed::glu(gate_up, activation));
     }
     match activation {
         Activation::Silu => forward::<Silu>(gate_up),
@@ -74,7 +76,8 @@ fn forward<A: At>(gate_up: &Tensor<2>) -> Tensor<2> {
 /// The gradient of [`glu`] with respect to `gate_up`, given that of its result.
 pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return composed::glu_backward(dy, gate_up, activation);
+        return kernels::glu_backward(dy, gate_up, activation)
+            .unwrap_or_else(|| composed::glu_backward(dy, gate_up, activation));
     }
     match activation {
         Activation::Silu => backward::<Silu>(dy, gate_up),

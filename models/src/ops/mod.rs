@@ -1,9 +1,9 @@
 //! The operations of a decoder block, each forward and backward.
 //!
 //! A function takes and returns burn tensors and looks at their device: on the CPU it
-//! runs a fused, parallel loop over the Flex backend's own storage; elsewhere it is
-//! composed of burn's operations, which is also the twin that the tests hold the fused
-//! code against. Backward passes are written by hand, because a frozen base needs no
+//! runs a fused, parallel loop over the Flex backend's own storage, on a GPU a kernel of
+//! [`kernels`]. What is composed of burn's operations runs on any other device, and is the
+//! twin that the tests hold both against. Backward passes are written by hand, because a frozen base needs no
 //! tape: only block inputs and adapters carry gradients.
 //!
 //! Rows of a batch are packed one after another as `[tokens, features]`, so nothing is
@@ -18,6 +18,7 @@ mod frozen;
 mod gemm;
 mod glu;
 mod host;
+mod kernels;
 mod linear;
 mod loss;
 mod norm;

@@ -1,6 +1,7 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4) and its gradient.
 
 use super::host::{Host, host_tensor, is_cpu};
+use super::kernels;
 use super::simd::{dot, vectorized};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -20,7 +21,8 @@ pub struct Normed {
 /// by `weight` `[features]`.
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
     if !is_cpu(&x.device()) {
-        return composed::rms_norm(x, weight, eps);
+        return kernels::rms_norm(x, weight, eps)
+            .unwrap_or_else(|| composed::rms_norm(x, weight, eps));
     }
     let [rows, features] = x.dims();
     let mut inv = vec![0.0; rows];
@@ -40,7 +42,8 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
 /// The `y` of [`rms_norm`] again, from the `inv` that it left.
 pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return composed::rms_norm_again(x, weight, inv);
+        return kernels::rms_norm_again(x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_again(x, weight, inv));
     }
     let mut inv = Host::of(inv.clone()).into_values();
     scale_rows(
@@ -92,7 +95,8 @@ pub fn rms_norm_backward(
     inv: &Tensor<2>,
 ) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return composed::rms_norm_backward(dy, x, weight, inv);
+        return kernels::rms_norm_backward(dy, x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_backward(dy, x, weight, inv));
     }
     let [rows, features] = x.dims();
     let (dy, input) = (Host::of(dy.clone()), Host::of(x.clone()));
@@ -127,8 +131,8 @@ pub fn rms_norm_backward(
     host_tensor(dx, [rows, features])
 }
 
-/// The same out of burn's operations: what runs on a GPU, and the twin that tests hold
-/// the fused code against.
+/// The same out of burn's operations: for a device of another kind, and the twin that tests
+/// hold the fused code against.
 pub(super) mod composed {
     use super::Normed;
     use burn::tensor::Tensor;

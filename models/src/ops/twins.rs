@@ -7,7 +7,7 @@ use crate::config::Activation;
 use burn::tensor::Tensor;
 
 /// Values in [-1, 1) that depend on the name and the position only.
-fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
+pub(super) fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
     let mut state = name.bytes().fold(1u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
     });
@@ -22,7 +22,7 @@ fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
     host_tensor(values, shape)
 }
 
-fn close<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, tolerance: f32) {
+pub(super) fn close<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, tolerance: f32) {
     let (a, b) = (Host::of(a.clone()), Host::of(b.clone()));
     assert_eq!(a.values().len(), b.values().len(), "{what}");
     let scale = b.values().iter().fold(1.0f32, |m, v| m.max(v.abs()));

@@ -25,13 +25,9 @@ const CALLS: [&str; 4] = [
 
 /// Most submissions of a step of the tiny model: one for every 32 dispatches, and one before
 /// whatever the host writes.
-const SUBMISSIONS: u64 = 40;
+const SUBMISSIONS: u64 = 30;
 /// Most memory that its tensors take at once, in bytes.
 const PEAK_BYTES: u64 = 1 << 20;
-/// What 80 steps may add to the memory held: cubecl caches the arguments of launches, and those of
-/// the optimizer differ from step to step.
-const GROWTH_BYTES: u64 = 64 << 10;
-
 /// How often each of [`CALLS`] was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Calls {
@@ -94,7 +90,7 @@ fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
     };
     let _alone = alone();
     let gpu = device::open(&info).unwrap();
-    for (precision, dispatches) in [(BasePrecision::F32, 640), (BasePrecision::Nf4, 670)] {
+    for (precision, dispatches) in [(BasePrecision::F32, 400), (BasePrecision::Nf4, 425)] {
         let golden = Golden::load_as("llama", precision, &gpu);
         let batch = golden.batch();
         let mut trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
@@ -120,7 +116,6 @@ fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
         (0..80).for_each(|_| step());
         let after = device::memory(&gpu).unwrap();
         println!("{before:?}, 80 steps later {after:?}");
-        let grown = after.reserved.saturating_sub(before.reserved);
-        assert!(grown <= GROWTH_BYTES, "{grown} bytes in 80 steps");
+        assert_eq!(before.reserved, after.reserved, "memory grows by steps");
     }
 }
