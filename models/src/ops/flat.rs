@@ -30,6 +30,11 @@ pub fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
     host_tensor(y, shape)
 }
 
+/// One vector after the other.
+pub fn concatenate(parts: Vec<Tensor<1>>) -> Tensor<1> {
+    kernels::concatenate(parts).unwrap_or_else(|parts| Tensor::cat(parts, 0))
+}
+
 /// `Σ x²`, a tensor of one element.
 pub fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
     if !is_cpu(&x.device()) {

@@ -99,10 +99,40 @@ pub fn rms_norm_backward(
             .unwrap_or_else(|| composed::rms_norm_backward(dy, x, weight, inv));
     }
     let [rows, features] = x.dims();
+    let mut dx = vec![0.0; rows * features];
+    differentiate::<false>(&mut dx, dy, x, weight, inv);
+    host_tensor(dx, [rows, features])
+}
+
+/// `onto` and [`rms_norm_backward`] together; takes the place of `onto` if nobody else holds it.
+pub fn rms_norm_backward_onto(
+    onto: Tensor<2>,
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return kernels::rms_norm_backward_onto(onto, dy, x, weight, inv)
+            .unwrap_or_else(|onto| onto + composed::rms_norm_backward(dy, x, weight, inv));
+    }
+    let mut sum = Host::of(onto).into_values();
+    differentiate::<true>(&mut sum, dy, x, weight, inv);
+    host_tensor(sum, x.dims())
+}
+
+/// Writes the gradient to `dx`, or adds it.
+fn differentiate<const ADD: bool>(
+    dx: &mut [f32],
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) {
+    let features = x.dims()[1];
     let (dy, input) = (Host::of(dy.clone()), Host::of(x.clone()));
     let (weight, inv) = (Host::of(weight.clone()), Host::of(inv.clone()));
     let weight = weight.values();
-    let mut dx = vec![0.0; rows * features];
     dx.par_chunks_mut(ROWS * features)
         .zip(dy.values().par_chunks(ROWS * features))
         .zip(input.values().par_chunks(ROWS * features))
@@ -111,24 +141,25 @@ pub fn rms_norm_backward(
             vectorized(
                 #[inline(always)]
                 || {
+                    let mut scaled = vec![0.0; features];
                     let rows = dx
                         .chunks_mut(features)
                         .zip(dy.chunks(features))
                         .zip(x.chunks(features))
                         .zip(inv);
                     for (((dx, dy), x), inv) in rows {
-                        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-                            *dx = dy * w;
+                        for ((scaled, dy), w) in scaled.iter_mut().zip(dy).zip(weight) {
+                            *scaled = dy * w;
                         }
-                        let pull = dot(dx, x) * inv * inv * inv / features as f32;
-                        for (dx, x) in dx.iter_mut().zip(x) {
-                            *dx = *dx * inv - x * pull;
+                        let pull = dot(&scaled, x) * inv * inv * inv / features as f32;
+                        for ((dx, scaled), x) in dx.iter_mut().zip(&scaled).zip(x) {
+                            let gradient = scaled * inv - x * pull;
+                            *dx = if ADD { *dx + gradient } else { gradient };
                         }
                     }
                 },
             );
         });
-    host_tensor(dx, [rows, features])
 }
 
 /// The same out of burn's operations: for a device of another kind, and the twin that tests

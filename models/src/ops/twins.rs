@@ -81,6 +81,13 @@ fn rms_norm_is_its_composition() {
     let again = rms_norm_again(&x, &w, &fused.inv);
     assert_eq!(Host::of(again).values(), Host::of(fused.y).values());
     let dx = rms_norm_backward(&dy, &x, &w, &fused.inv);
+    let onto = random("onto", [37, 24]);
+    close(
+        "dx added",
+        &rms_norm_backward_onto(onto.clone(), &dy, &x, &w, &fused.inv),
+        &(onto + dx.clone()),
+        1e-6,
+    );
     close(
         "dx",
         &dx,
@@ -103,11 +110,11 @@ fn gated_units_are_their_composition() {
             &glu::composed::glu(&x, activation),
             1e-5,
         );
-        let dx = glu_backward(&dy, &x, activation);
+        let dx = glu_backward(&dy, x.clone(), activation);
         close(
             "dglu",
             &dx,
-            &glu::composed::glu_backward(&dy, &x, activation),
+            &glu::composed::glu_backward(&dy, x.clone(), activation),
             1e-5,
         );
         gradient_matches("glu", &x, &dy, &dx, |x| glu(x, activation));

@@ -10,6 +10,9 @@ use super::super::cube::{cube, empty, tensor};
 use super::super::host::tensor_on;
 use super::{UNITS, cube_sum, lanes, row_cubes, units, writable};
 
+/// Vectors that one dispatch puts together: with the result and the kernel's numbers they are the
+/// eight buffers that WebGPU guarantees.
+const JOINED: usize = 6;
 /// Vectors that a unit of a summing pass reads, at least.
 const PER_UNIT: usize = 8;
 /// Cubes of a summing pass, at most.
@@ -39,6 +42,45 @@ pub(in crate::ops) fn combine(
         b,
     );
     Ok(tensor(y))
+}
+
+/// One vector after the other, [`JOINED`] of them by one dispatch; gives them back where there are
+/// no kernels.
+pub(in crate::ops) fn concatenate(parts: Vec<Tensor<1>>) -> Result<Tensor<1>, Vec<Tensor<1>>> {
+    let buffers: Option<Vec<CubeTensor>> = parts.iter().map(cube).collect();
+    let Some(buffers) = buffers.filter(|buffers| !buffers.is_empty()) else {
+        return Err(parts);
+    };
+    let lengths: Vec<usize> = parts.iter().map(|part| part.dims()[0]).collect();
+    let out = empty(&buffers[0], [lengths.iter().sum()]);
+    let mut first = 0;
+    for (buffers, lengths) in buffers.chunks(JOINED).zip(lengths.chunks(JOINED)) {
+        // The last one stands in, with no values, for those that are not there.
+        let part = |i: usize| buffers[i.min(buffers.len() - 1)].clone().into_buffer_arg();
+        let end = |i: usize| lengths.iter().take(i + 1).sum::<usize>();
+        let count = end(JOINED);
+        concatenate_kernel::launch(
+            &out.client.clone(),
+            row_cubes(count.div_ceil(UNITS)),
+            units(UNITS),
+            part(0),
+            part(1),
+            part(2),
+            part(3),
+            part(4),
+            part(5),
+            out.clone().into_buffer_arg(),
+            first,
+            end(0),
+            end(1),
+            end(2),
+            end(3),
+            end(4),
+            count,
+        );
+        first += count;
+    }
+    Ok(tensor(out))
 }
 
 /// `Σ x`, a tensor of one element.
@@ -168,6 +210,43 @@ fn combine_kernel<N: Size>(
     if i < vectors {
         y[i] = y[i] * Vector::new(a) + x[i] * Vector::new(b);
     }
+}
+
+#[cube(launch)]
+fn concatenate_kernel(
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    d: &[f32],
+    e: &[f32],
+    f: &[f32],
+    out: &mut [f32],
+    first: usize,
+    end_a: usize,
+    end_b: usize,
+    end_c: usize,
+    end_d: usize,
+    end_e: usize,
+    count: usize,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= count {
+        terminate!();
+    }
+    let value = if i < end_a {
+        a[i]
+    } else if i < end_b {
+        b[i - end_a]
+    } else if i < end_c {
+        c[i - end_b]
+    } else if i < end_d {
+        d[i - end_c]
+    } else if i < end_e {
+        e[i - end_d]
+    } else {
+        f[i - end_e]
+    };
+    out[first + i] = value;
 }
 
 #[cube(launch)]

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
 use super::super::glu::{GELU_CUBIC, SQRT_2_OVER_PI};
-use super::{CUBES, UNITS, lanes, units};
+use super::{CUBES, UNITS, lanes, units, writable};
 use crate::config::Activation;
 
 /// `activation(gate) · up`.
@@ -29,15 +29,18 @@ pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Option
     Some(tensor(out))
 }
 
-/// The gradient with respect to gate and up.
+/// The gradient with respect to gate and up, written over them; gives them back where there are no
+/// kernels.
 pub(in crate::ops) fn glu_backward(
     dy: &Tensor<2>,
-    gate_up: &Tensor<2>,
+    gate_up: Tensor<2>,
     activation: Activation,
-) -> Option<Tensor<2>> {
+) -> Result<Tensor<2>, Tensor<2>> {
     let [rows, width] = gate_up.dims();
-    let (dy, gate_up) = (cube(dy)?, cube(gate_up)?);
-    let out = empty(&gate_up, [rows, width]);
+    let Some(dy) = cube(dy) else {
+        return Err(gate_up);
+    };
+    let gate_up = writable(gate_up)?;
     let lanes = lanes(width / 2);
     let ffn = width / 2 / lanes;
     backward_kernel::launch(
@@ -46,13 +49,12 @@ pub(in crate::ops) fn glu_backward(
         units(UNITS),
         lanes,
         dy.into_buffer_arg(),
-        gate_up.into_buffer_arg(),
-        out.clone().into_buffer_arg(),
+        gate_up.clone().into_buffer_arg(),
         rows,
         ffn,
         activation == Activation::GeluTanh,
     );
-    Some(tensor(out))
+    Ok(tensor(gate_up))
 }
 
 fn cubes(rows: usize, ffn: usize) -> CubeCount {
@@ -82,8 +84,7 @@ fn glu_kernel<N: Size>(
 #[cube(launch)]
 fn backward_kernel<N: Size>(
     dy: &[Vector<f32, N>],
-    gate_up: &[Vector<f32, N>],
-    out: &mut [Vector<f32, N>],
+    gate_up: &mut [Vector<f32, N>],
     rows: usize,
     ffn: usize,
     #[comptime] gelu: bool,
@@ -96,8 +97,8 @@ fn backward_kernel<N: Size>(
     while row < rows {
         let gate = row * 2 * ffn + i;
         let (x, up, dy) = (gate_up[gate], gate_up[gate + ffn], dy[row * ffn + i]);
-        out[gate] = dy * up * slope(x, gelu);
-        out[gate + ffn] = dy * value(x, gelu);
+        gate_up[gate] = dy * up * slope(x, gelu);
+        gate_up[gate + ffn] = dy * value(x, gelu);
         row += CUBE_COUNT_Y as usize;
     }
 }

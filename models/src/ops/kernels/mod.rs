@@ -23,10 +23,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 pub(super) use dropout::dropout;
-pub(super) use flat::{adamw, combine, pull, sum, sum_of_squares};
+pub(super) use flat::{adamw, combine, concatenate, pull, sum, sum_of_squares};
 pub(super) use glu::{glu, glu_backward};
 pub(super) use loss::{log_probs, losses};
-pub(super) use norm::{rms_norm, rms_norm_again, rms_norm_backward};
+pub(super) use norm::{rms_norm, rms_norm_again, rms_norm_backward, rms_norm_backward_onto};
 pub(super) use rope::rotate;
 
 /// Most units of a cube.

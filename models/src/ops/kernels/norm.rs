@@ -1,11 +1,12 @@
 //! RMSNorm: one cube for each row.
 
 use burn::tensor::Tensor;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
 use super::super::norm::Normed;
-use super::{cube_sum, lanes, row_cubes, row_units, units};
+use super::{cube_sum, lanes, row_cubes, row_units, units, writable};
 
 /// `y` and `inv` in one pass.
 pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Option<Normed> {
@@ -70,27 +71,67 @@ pub(in crate::ops) fn rms_norm_backward(
     weight: &Tensor<1>,
     inv: &Tensor<2>,
 ) -> Option<Tensor<2>> {
-    let [rows, features] = x.dims();
-    let (dy, x, weight, inv) = (cube(dy)?, cube(x)?, cube(weight)?, cube(inv)?);
-    let dx = empty(&x, [rows, features]);
-    let lanes = lanes(features);
-    let width = features / lanes;
-    let count = row_units(width);
-    backward_kernel::launch(
-        &x.client.clone(),
-        row_cubes(rows),
-        units(count),
-        lanes,
-        dy.into_buffer_arg(),
-        x.into_buffer_arg(),
-        weight.into_buffer_arg(),
-        inv.into_buffer_arg(),
-        dx.clone().into_buffer_arg(),
-        rows,
-        width,
-        count,
-    );
-    Some(tensor(dx))
+    let gradient = Gradient::of(dy, x, weight, inv)?;
+    let dx = empty(&gradient.x, x.dims());
+    Some(gradient.launch(dx, false))
+}
+
+/// `onto` and that gradient, written over `onto`; gives it back where there are no kernels.
+pub(in crate::ops) fn rms_norm_backward_onto(
+    onto: Tensor<2>,
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Result<Tensor<2>, Tensor<2>> {
+    let Some(gradient) = Gradient::of(dy, x, weight, inv) else {
+        return Err(onto);
+    };
+    Ok(gradient.launch(writable(onto)?, true))
+}
+
+/// What the gradient is made of.
+struct Gradient {
+    dy: CubeTensor,
+    x: CubeTensor,
+    weight: CubeTensor,
+    inv: CubeTensor,
+    dims: [usize; 2],
+}
+
+impl Gradient {
+    fn of(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Option<Self> {
+        Some(Self {
+            dims: x.dims(),
+            dy: cube(dy)?,
+            x: cube(x)?,
+            weight: cube(weight)?,
+            inv: cube(inv)?,
+        })
+    }
+
+    fn launch(self, dx: CubeTensor, add: bool) -> Tensor<2> {
+        let [rows, features] = self.dims;
+        let lanes = lanes(features);
+        let width = features / lanes;
+        let count = row_units(width);
+        backward_kernel::launch(
+            &dx.client.clone(),
+            row_cubes(rows),
+            units(count),
+            lanes,
+            self.dy.into_buffer_arg(),
+            self.x.into_buffer_arg(),
+            self.weight.into_buffer_arg(),
+            self.inv.into_buffer_arg(),
+            dx.clone().into_buffer_arg(),
+            rows,
+            width,
+            count,
+            add,
+        );
+        tensor(dx)
+    }
 }
 
 #[cube(launch)]
@@ -162,6 +203,7 @@ fn backward_kernel<N: Size>(
     rows: usize,
     width: usize,
     #[comptime] count: usize,
+    #[comptime] add: bool,
 ) {
     let row = CUBE_POS;
     if row >= rows {
@@ -180,7 +222,12 @@ fn backward_kernel<N: Size>(
     let (scale, pull) = (Vector::<f32, N>::new(scale), Vector::<f32, N>::new(pull));
     let mut i = UNIT_POS as usize;
     while i < width {
-        dx[start + i] = dy[start + i] * weight[i] * scale - x[start + i] * pull;
+        let gradient = dy[start + i] * weight[i] * scale - x[start + i] * pull;
+        if comptime!(add) {
+            dx[start + i] += gradient;
+        } else {
+            dx[start + i] = gradient;
+        }
         i += count;
     }
 }

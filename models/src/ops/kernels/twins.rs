@@ -68,6 +68,13 @@ fn gpu_norms_agree() {
             &norm::composed::rms_norm_backward(&dy, &x, &weight, &twin.inv),
             1e-5,
         );
+        agrees(
+            &what("dx added"),
+            rms_norm_backward_onto(gpu_dy.clone(), &gpu_dy, &gpu_x, &gpu_weight, &got.inv),
+            &rms_norm_backward_onto(dy.clone(), &dy, &x, &weight, &fused.inv),
+            &(dy.clone() + norm::composed::rms_norm_backward(&dy, &x, &weight, &twin.inv)),
+            1e-5,
+        );
     }
 }
 
@@ -113,9 +120,9 @@ fn gpu_gated_units_agree() {
             );
             agrees(
                 &format!("gradient of {activation:?} [{rows}, {ffn}]"),
-                glu_backward(&gpu_dy, &gpu_x, activation),
-                &glu_backward(&dy, &x, activation),
-                &glu::composed::glu_backward(&dy, &x, activation),
+                glu_backward(&gpu_dy, gpu_x, activation),
+                &glu_backward(&dy, x.clone(), activation),
+                &glu::composed::glu_backward(&dy, x, activation),
                 1e-5,
             );
         }
@@ -220,6 +227,19 @@ fn gpu_flat_passes_agree() {
         let (twin, twin_sums) = flat::composed::pull(g, &w, &anchor, 0.25);
         agrees("pulled", got, &fused, &twin, 1e-6);
         agrees("sums", sums, &fused_sums, &twin_sums, 1e-5);
+    }
+}
+
+#[test]
+fn gpu_vectors_are_put_together() {
+    let Some(gpu) = gpu() else { return };
+    for lengths in [vec![300], vec![1, 700, 64, 5, 2, 9], vec![513; 15]] {
+        let part = |(i, &len): (usize, &usize)| random(&format!("part {i}"), [len]);
+        let parts: Vec<Tensor<1>> = lengths.iter().enumerate().map(part).collect();
+        let there = parts.iter().map(|part| part.clone().to_device(&gpu));
+        let got = concatenate(there.collect());
+        let expected = Tensor::cat(parts.clone(), 0);
+        agrees("vectors", got, &concatenate(parts), &expected, 0.0);
     }
 }
 
