@@ -47,6 +47,7 @@ pub mod probe;
 pub mod selftest;
 mod tiny;
 mod tuning;
+mod usage;
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,7 @@ pub use health::{run_checked, sync_checked};
 pub use probe::{ProbeReport, Prober, Selection, Verdict};
 pub use selftest::{SelfTest, TinyStep};
 pub use tiny::tiny_step;
+pub use usage::{DeviceMemory, Usage, memory, usage};
 
 /// A device that could hold the model: the CPU or one adapter of a graphics API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

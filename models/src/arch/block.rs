@@ -6,7 +6,7 @@ use crate::lora::{BlockGrads, BlockLora};
 use crate::ops::{
     Attended, AttentionSpec, LinearGroup, Normed, Rotation, Turn, attention, attention_backward,
     attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward,
-    rotate,
+    rms_norm_backward_onto, rotate,
 };
 use burn::tensor::Tensor;
 use std::ops::Range;
@@ -287,7 +287,7 @@ impl Block {
         grads.down = down;
         drop(hidden);
         let dhidden = wanted(dhidden);
-        let dgate_up = glu_backward(&dhidden, &tape.gate_up, self.activation);
+        let dgate_up = glu_backward(&dhidden, tape.gate_up, self.activation);
         let (dnormed, gate_up) = self.gate_up.backward(
             &dgate_up,
             &tape.ffn_normed.result(&tape.middle, &self.ffn_norm),
@@ -296,13 +296,14 @@ impl Block {
             true,
         );
         grads.gate_up = gate_up;
-        let dmiddle = dy
-            + rms_norm_backward(
-                &wanted(dnormed),
-                &tape.middle,
-                &self.ffn_norm,
-                &tape.ffn_normed.inv,
-            );
+        drop(dbranch);
+        let dmiddle = rms_norm_backward_onto(
+            dy,
+            &wanted(dnormed),
+            &tape.middle,
+            &self.ffn_norm,
+            &tape.ffn_normed.inv,
+        );
 
         let dbranch = branch_gradient(&dmiddle, &tape.out, self.attention_post_norm.as_ref());
         let (dattended, out) = self.out.backward(
@@ -329,8 +330,9 @@ impl Block {
             want_dx,
         );
         grads.qkv = qkv;
+        drop(dbranch);
         let dx = dnormed.map(|dnormed| {
-            dmiddle + rms_norm_backward(&dnormed, x, &self.attention_norm, &tape.normed.inv)
+            rms_norm_backward_onto(dmiddle, &dnormed, x, &self.attention_norm, &tape.normed.inv)
         });
         (dx, grads)
     }

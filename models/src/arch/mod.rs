@@ -11,8 +11,8 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::lora::{BlockGrads, Lora, read_back};
 use crate::ops::{
-    Dropout, Head, HostMatrix, Rotation, TokenScore, embed, indices_on, is_cpu, rms_norm,
-    rms_norm_backward, tensor_on,
+    Dropout, Head, HostMatrix, Rotation, TokenScore, concatenate, embed, indices_on, is_cpu,
+    rms_norm, rms_norm_backward, tensor_on,
 };
 use block::{Block, BlockCache, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
@@ -228,7 +228,7 @@ impl CausalLm {
             .rev()
             .flat_map(BlockGrads::flatten)
             .collect();
-        (result, Tensor::cat(flat, 0))
+        (result, concatenate(flat))
     }
 
     /// The first layer whose attention is kept where blocks are computed again: as many of the last
@@ -322,7 +322,7 @@ impl CausalLm {
         for (i, &place) in places.iter().enumerate() {
             index[place] = i as i32 + 1;
         }
-        let zero = tensor_on(vec![0.0; features], [1, features], &self.device);
+        let zero = Tensor::zeros([1, features], &self.device);
         Tensor::cat(vec![zero, picked], 0).select(0, indices_on(index, &self.device))
     }
 }

@@ -3,6 +3,7 @@
 
 use super::flat::CHUNK;
 use super::host::{Host, host_tensor, is_cpu};
+use super::kernels;
 use super::simd::vectorized;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -47,61 +48,138 @@ impl AdamW {
         self.first.dims()[0]
     }
 
-    /// Moves `params` one step against `grads`.
+    /// Moves `params` one step against `grads`; all vectors that nobody else holds are written over.
     ///
     /// `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`,
     /// `θ ← (1 - ηλ)θ - η/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε)`.
     pub fn step(&mut self, params: Tensor<1>, grads: Tensor<1>, step: &AdamWStep) -> Tensor<1> {
         self.steps += 1;
-        let correction1 = 1.0 - f64::from(step.beta1).powi(self.steps);
-        let correction2 = 1.0 - f64::from(step.beta2).powi(self.steps);
-        let size = (f64::from(step.lr) / correction1) as f32;
-        let root = correction2.sqrt() as f32;
-        let keep = 1.0 - step.lr * step.weight_decay;
+        let factors = Factors::new(step, self.steps);
         let placeholder = Tensor::zeros([0], &params.device());
         let first = std::mem::replace(&mut self.first, placeholder.clone());
         let second = std::mem::replace(&mut self.second, placeholder);
-        if !is_cpu(&params.device()) {
-            let grads = grads.mul_scalar(step.grad_scale);
-            self.first = first.mul_scalar(step.beta1) + grads.clone().mul_scalar(1.0 - step.beta1);
-            self.second = second.mul_scalar(step.beta2)
-                + (grads.clone() * grads).mul_scalar(1.0 - step.beta2);
-            let denominator = self
-                .second
-                .clone()
-                .sqrt()
-                .div_scalar(root)
-                .add_scalar(step.eps);
-            return params.mul_scalar(keep) - (self.first.clone() / denominator).mul_scalar(size);
+        let state = State {
+            params,
+            first,
+            second,
+        };
+        let state = if is_cpu(&state.params.device()) {
+            advance(state, grads, &factors)
+        } else {
+            kernels::adamw(state, &grads, &factors)
+                .unwrap_or_else(|state| composed::advance(state, grads, &factors))
+        };
+        self.first = state.first;
+        self.second = state.second;
+        state.params
+    }
+}
+
+/// What a step changes.
+#[derive(Clone)]
+pub(super) struct State {
+    pub(super) params: Tensor<1>,
+    pub(super) first: Tensor<1>,
+    pub(super) second: Tensor<1>,
+}
+
+/// The numbers that a step is made of.
+pub(super) struct Factors {
+    grad_scale: f32,
+    beta1: f32,
+    beta2: f32,
+    /// `1 - ηλ`.
+    keep: f32,
+    /// `η/(1-β₁ᵗ)`.
+    size: f32,
+    /// `√(1-β₂ᵗ)`.
+    root: f32,
+    eps: f32,
+}
+
+impl Factors {
+    pub(super) fn new(step: &AdamWStep, steps: i32) -> Self {
+        let correction1 = 1.0 - f64::from(step.beta1).powi(steps);
+        let correction2 = 1.0 - f64::from(step.beta2).powi(steps);
+        Self {
+            grad_scale: step.grad_scale,
+            beta1: step.beta1,
+            beta2: step.beta2,
+            keep: 1.0 - step.lr * step.weight_decay,
+            size: (f64::from(step.lr) / correction1) as f32,
+            root: correction2.sqrt() as f32,
+            eps: step.eps,
         }
-        let len = params.dims()[0];
-        let grads = Host::of(grads);
-        let mut params = Host::of(params).into_values();
-        let (mut first, mut second) = (
-            Host::of(first).into_values(),
-            Host::of(second).into_values(),
-        );
-        params
-            .par_chunks_mut(CHUNK)
-            .zip(first.par_chunks_mut(CHUNK))
-            .zip(second.par_chunks_mut(CHUNK))
-            .zip(grads.values().par_chunks(CHUNK))
-            .for_each(|(((params, first), second), grads)| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(grads)
-                        {
-                            let g = g * step.grad_scale;
-                            *m = step.beta1 * *m + (1.0 - step.beta1) * g;
-                            *v = step.beta2 * *v + (1.0 - step.beta2) * g * g;
-                            *p = keep * *p - size * *m / (v.sqrt() / root + step.eps);
-                        }
-                    },
-                );
-            });
-        self.first = host_tensor(first, [len]);
-        self.second = host_tensor(second, [len]);
-        host_tensor(params, [len])
+    }
+
+    /// In the order of [`kernels`].
+    pub(super) fn to_vec(&self) -> Vec<f32> {
+        vec![
+            self.grad_scale,
+            self.beta1,
+            self.beta2,
+            self.keep,
+            self.size,
+            self.root,
+            self.eps,
+        ]
+    }
+}
+
+pub(super) fn advance(state: State, grads: Tensor<1>, factors: &Factors) -> State {
+    let len = state.params.dims()[0];
+    let grads = Host::of(grads);
+    let [mut params, mut first, mut second] =
+        [state.params, state.first, state.second].map(|values| Host::of(values).into_values());
+    params
+        .par_chunks_mut(CHUNK)
+        .zip(first.par_chunks_mut(CHUNK))
+        .zip(second.par_chunks_mut(CHUNK))
+        .zip(grads.values().par_chunks(CHUNK))
+        .for_each(|(((params, first), second), grads)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(grads) {
+                        let g = g * factors.grad_scale;
+                        *m = factors.beta1 * *m + (1.0 - factors.beta1) * g;
+                        *v = factors.beta2 * *v + (1.0 - factors.beta2) * g * g;
+                        *p = factors.keep * *p
+                            - factors.size * *m / (v.sqrt() / factors.root + factors.eps);
+                    }
+                },
+            );
+        });
+    let [params, first, second] = [params, first, second].map(|values| host_tensor(values, [len]));
+    State {
+        params,
+        first,
+        second,
+    }
+}
+
+/// The same out of burn's operations; see [`super::norm`].
+pub(super) mod composed {
+    use super::{Factors, State};
+    use burn::tensor::Tensor;
+
+    pub(in crate::ops) fn advance(state: State, grads: Tensor<1>, factors: &Factors) -> State {
+        let grads = grads.mul_scalar(factors.grad_scale);
+        let first =
+            state.first.mul_scalar(factors.beta1) + grads.clone().mul_scalar(1.0 - factors.beta1);
+        let second = state.second.mul_scalar(factors.beta2)
+            + (grads.clone() * grads).mul_scalar(1.0 - factors.beta2);
+        let denominator = second
+            .clone()
+            .sqrt()
+            .div_scalar(factors.root)
+            .add_scalar(factors.eps);
+        let params = state.params.mul_scalar(factors.keep)
+            - (first.clone() / denominator).mul_scalar(factors.size);
+        State {
+            params,
+            first,
+            second,
+        }
     }
 }

@@ -2,8 +2,15 @@
 //! position, so the backward pass makes it again instead of keeping it.
 
 use super::host::{Host, host_tensor, is_cpu, tensor_on};
+use super::kernels;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+
+/// The constants of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+/// generators"), which turns a position into random bits.
+pub(super) const INCREMENT: u64 = 0x9E37_79B9_7F4A_7C15;
+pub(super) const FIRST_MULTIPLIER: u64 = 0xBF58_476D_1CE4_E5B9;
+pub(super) const SECOND_MULTIPLIER: u64 = 0x94D0_49BB_1331_11EB;
 
 /// Which values are dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,29 +29,31 @@ impl Dropout {
     fn factor(&self, position: usize) -> f32 {
         let mut z = self
             .seed
-            .wrapping_add((position as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            .wrapping_add((position as u64 + 1).wrapping_mul(INCREMENT));
+        z = (z ^ (z >> 30)).wrapping_mul(FIRST_MULTIPLIER);
+        z = (z ^ (z >> 27)).wrapping_mul(SECOND_MULTIPLIER);
         z ^= z >> 31;
         let uniform = (z >> 40) as f32 / (1u64 << 24) as f32;
         if uniform < self.rate {
             0.0
         } else {
-            1.0 / (1.0 - self.rate)
+            self.grown()
         }
+    }
+
+    /// The factor of what is not dropped.
+    pub(super) fn grown(&self) -> f32 {
+        1.0 / (1.0 - self.rate)
     }
 }
 
 /// Applies the mask; its own gradient, as it is linear.
 pub fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return kernels::dropout(x, mask).unwrap_or_else(|| composed::dropout(x, mask));
+    }
     let shape = x.dims();
     let first = mask.first_row * shape[1];
-    if !is_cpu(&x.device()) {
-        let factors = (0..shape[0] * shape[1])
-            .map(|i| mask.factor(first + i))
-            .collect();
-        return x.clone() * tensor_on(factors, shape, &x.device());
-    }
     let input = Host::of(x.clone());
     let dropped = input
         .values()
@@ -54,6 +63,20 @@ pub fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
         .map(|(i, x)| x * mask.factor(first + i))
         .collect();
     host_tensor(dropped, shape)
+}
+
+/// The same out of burn's operations, with a mask made on the host; see [`super::norm`].
+mod composed {
+    use super::{Dropout, tensor_on};
+    use burn::tensor::Tensor;
+
+    pub(super) fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
+        let shape = x.dims();
+        let first = mask.first_row * shape[1];
+        let places = first..first + shape[0] * shape[1];
+        let factors = places.map(|i| mask.factor(i)).collect();
+        x.clone() * tensor_on(factors, shape, &x.device())
+    }
 }
 
 #[cfg(test)]

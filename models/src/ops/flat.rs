@@ -1,7 +1,8 @@
-//! Passes over flat parameter vectors: what surrounds an optimizer's step. On the CPU a pass reads
-//! each value once and writes in place.
+//! Passes over flat parameter vectors: what surrounds an optimizer's step. A pass reads each value
+//! once and writes in place.
 
 use super::host::{Host, host_tensor, is_cpu};
+use super::kernels;
 use super::simd::{dot, vectorized};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -9,12 +10,11 @@ use rayon::prelude::*;
 /// Values of one parallel task.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// `a·y + b·x`; takes the place of `y` on the CPU if nobody else holds it.
+/// `a·y + b·x`; takes the place of `y` if nobody else holds it.
 pub fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
     debug_assert_eq!(y.dims(), x.dims());
     if !is_cpu(&y.device()) {
-        let y = if a == 1.0 { y } else { y.mul_scalar(a) };
-        return y + x.clone().mul_scalar(b);
+        return kernels::combine(y, a, x, b).unwrap_or_else(|y| composed::combine(y, a, x, b));
     }
     let shape = y.dims();
     let x = Host::of(x.clone());
@@ -30,10 +30,15 @@ pub fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
     host_tensor(y, shape)
 }
 
+/// One vector after the other.
+pub fn concatenate(parts: Vec<Tensor<1>>) -> Tensor<1> {
+    kernels::concatenate(parts).unwrap_or_else(|parts| Tensor::cat(parts, 0))
+}
+
 /// `Σ x²`, a tensor of one element.
 pub fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
     if !is_cpu(&x.device()) {
-        return (x.clone() * x.clone()).sum();
+        return kernels::sum_of_squares(x).unwrap_or_else(|| composed::sum_of_squares(x));
     }
     let x = Host::of(x.clone());
     let sums = x.values().par_chunks(CHUNK).map(|x| {
@@ -53,10 +58,8 @@ pub fn pull(g: Tensor<1>, w: &Tensor<1>, anchor: &Tensor<1>, mu: f32) -> (Tensor
     debug_assert_eq!(g.dims(), w.dims());
     debug_assert_eq!(g.dims(), anchor.dims());
     if !is_cpu(&g.device()) {
-        let moved = w.clone() - anchor.clone();
-        let g = g + moved.clone().mul_scalar(mu);
-        let sums = vec![sum_of_squares(&g), sum_of_squares(&moved)];
-        return (g, Tensor::cat(sums, 0));
+        return kernels::pull(g, w, anchor, mu)
+            .unwrap_or_else(|g| composed::pull(g, w, anchor, mu));
     }
     let shape = g.dims();
     let (w, anchor) = (Host::of(w.clone()), Host::of(anchor.clone()));
@@ -96,6 +99,31 @@ fn pull_chunk(g: &mut [f32], w: &[f32], anchor: &[f32], mu: f32) -> (f64, f64) {
         distance += f64::from(dot(moved, moved));
     }
     (norm, distance)
+}
+
+/// The same out of burn's operations; see [`super::norm`].
+pub(super) mod composed {
+    use burn::tensor::Tensor;
+
+    pub(in crate::ops) fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
+        y.mul_scalar(a) + x.clone().mul_scalar(b)
+    }
+
+    pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
+        (x.clone() * x.clone()).sum()
+    }
+
+    pub(in crate::ops) fn pull(
+        g: Tensor<1>,
+        w: &Tensor<1>,
+        anchor: &Tensor<1>,
+        mu: f32,
+    ) -> (Tensor<1>, Tensor<1>) {
+        let moved = w.clone() - anchor.clone();
+        let g = g + moved.clone().mul_scalar(mu);
+        let sums = vec![sum_of_squares(&g), sum_of_squares(&moved)];
+        (g, Tensor::cat(sums, 0))
+    }
 }
 
 #[cfg(test)]

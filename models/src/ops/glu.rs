@@ -1,13 +1,14 @@
 //! Gated linear units (Shazeer 2020, arXiv 2002.05202): SwiGLU and GeGLU.
 
 use super::host::{Host, host_tensor, is_cpu};
+use super::kernels;
 use super::simd::{sigmoid, tanh, vectorized};
 use crate::config::Activation;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const GELU_CUBIC: f32 = 0.044_715;
+pub(super) const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+pub(super) const GELU_CUBIC: f32 = 0.044_715;
 
 /// Value and derivative of an activation at `x`. A function of its own for each, chosen outside
 /// the loops: a choice inside them makes the compiler compute all and select.
@@ -42,7 +43,8 @@ impl At for GeluTanh {
 /// the result is `[rows, ffn]`.
 pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return composed::glu(gate_up, activation);
+        return kernels::glu(gate_up, activation)
+            .unwrap_or_else(|| composed::glu(gate_up, activation));
     }
     match activation {
         Activation::Silu => forward::<Silu>(gate_up),
@@ -71,10 +73,12 @@ fn forward<A: At>(gate_up: &Tensor<2>) -> Tensor<2> {
     host_tensor(out, [rows, ffn])
 }
 
-/// The gradient of [`glu`] with respect to `gate_up`, given that of its result.
-pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
+/// The gradient of [`glu`] with respect to `gate_up`, given that of its result; takes the place of
+/// `gate_up` if nobody else holds it.
+pub fn glu_backward(dy: &Tensor<2>, gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return composed::glu_backward(dy, gate_up, activation);
+        return kernels::glu_backward(dy, gate_up, activation)
+            .unwrap_or_else(|gate_up| composed::glu_backward(dy, gate_up, activation));
     }
     match activation {
         Activation::Silu => backward::<Silu>(dy, gate_up),
@@ -82,31 +86,28 @@ pub fn glu_backward(dy: &Tensor<2>, gate_up: &Tensor<2>, activation: Activation)
     }
 }
 
-fn backward<A: At>(dy: &Tensor<2>, gate_up: &Tensor<2>) -> Tensor<2> {
+fn backward<A: At>(dy: &Tensor<2>, gate_up: Tensor<2>) -> Tensor<2> {
     let [rows, width] = gate_up.dims();
     let ffn = width / 2;
-    let (input, dy) = (Host::of(gate_up.clone()), Host::of(dy.clone()));
-    let mut out = vec![0.0; rows * width];
-    out.par_chunks_mut(width)
-        .zip(input.values().par_chunks(width))
+    let dy = Host::of(dy.clone());
+    let mut values = Host::of(gate_up).into_values();
+    values
+        .par_chunks_mut(width)
         .zip(dy.values().par_chunks(ffn))
-        .for_each(|((out, row), dy)| {
+        .for_each(|(row, dy)| {
             vectorized(
                 #[inline(always)]
                 || {
-                    let (gate, up) = row.split_at(ffn);
-                    let (dgate, dup) = out.split_at_mut(ffn);
-                    let gated = gate.iter().zip(up).zip(dy);
-                    let grads = dgate.iter_mut().zip(dup);
-                    for (((gate, up), dy), (dgate, dup)) in gated.zip(grads) {
+                    let (gate, up) = row.split_at_mut(ffn);
+                    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
                         let (value, slope) = A::at(*gate);
-                        *dgate = dy * up * slope;
-                        *dup = dy * value;
+                        *gate = dy * *up * slope;
+                        *up = dy * value;
                     }
                 },
             );
         });
-    host_tensor(out, [rows, width])
+    host_tensor(values, [rows, width])
 }
 
 /// The same out of burn's operations; see [`super::norm`].
@@ -121,10 +122,10 @@ pub(super) mod composed {
 
     pub(in crate::ops) fn glu_backward(
         dy: &Tensor<2>,
-        gate_up: &Tensor<2>,
+        gate_up: Tensor<2>,
         activation: Activation,
     ) -> Tensor<2> {
-        let (gate, up) = halves(gate_up);
+        let (gate, up) = halves(&gate_up);
         let (value, slope) = at(gate, activation);
         Tensor::cat(vec![dy.clone() * up * slope, dy.clone() * value], 1)
     }

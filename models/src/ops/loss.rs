@@ -4,12 +4,16 @@
 use super::frozen::{FrozenMatrix, backward_into, forward_into};
 use super::gemm::Mat;
 use super::host::{Host, host_tensor, indices_on, is_cpu};
+use super::kernels;
 use super::simd::{exp_shifted, max, tanh, vectorized};
-use burn::tensor::{Device, Int, Tensor, activation::log_softmax};
+use burn::tensor::{Device, Int, Tensor};
 use rayon::prelude::*;
 
-/// Logits that exist at once: 48 MiB.
+/// Logits that exist at once on the CPU: 48 MiB.
 const CHUNK_LOGITS: usize = 12 << 20;
+/// Logits that exist at once on a GPU: what every WebGPU device can bind, 128 MiB, because every
+/// chunk reads the whole head twice.
+const CHUNK_LOGITS_GPU: usize = 32 << 20;
 
 /// The output projection and what follows it.
 #[derive(Clone, Debug)]
@@ -42,7 +46,8 @@ impl Head {
     ) -> (Tensor<1>, Tensor<2>) {
         let (losses, dh) = self.token_losses(h, targets, weight, share);
         if !is_cpu(&h.device()) {
-            return (losses.sum(), dh);
+            let sum = kernels::sum(&losses);
+            return (sum.unwrap_or_else(|| losses.sum()), dh);
         }
         let losses = Host::of(losses);
         let sum: f64 = losses.values().iter().copied().map(f64::from).sum();
@@ -65,20 +70,17 @@ impl Head {
         if is_cpu(&h.device()) {
             self.token_losses_host(h, targets, weight, share)
         } else {
-            self.token_losses_composed(h, targets, weight, share)
+            self.token_losses_device(h, targets, weight)
         }
     }
 
     /// The log-probability of each target `[n]`.
     pub fn log_probs(&self, h: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
         let vocabulary = self.weight.rows();
+        if !is_cpu(&h.device()) {
+            return self.log_probs_device(h, targets);
+        }
         let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
-            if !is_cpu(&h.device()) {
-                let log_probs = log_softmax(self.logits(&h), 1);
-                return log_probs
-                    .gather(1, column(targets, &h.device()))
-                    .flatten(0, 1);
-            }
             let mut logits = Host::of(self.weight.forward(&h)).into_values();
             let log_probs: Vec<f32> = logits
                 .par_chunks_mut(vocabulary)
@@ -109,11 +111,7 @@ impl Head {
 
     /// Logits `[n, vocabulary]` of hidden states.
     pub fn logits(&self, h: &Tensor<2>) -> Tensor<2> {
-        let logits = self.weight.forward(h);
-        match self.soft_cap {
-            None => logits,
-            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-        }
+        composed::capped(self.weight.forward(h), self.soft_cap)
     }
 
     fn chunks<'a>(
@@ -124,7 +122,11 @@ impl Head {
     ) -> impl Iterator<Item = (Tensor<2>, &'a [u32])> + 'a {
         let [rows, features] = h.dims();
         debug_assert_eq!(rows, targets.len());
-        let size = ((CHUNK_LOGITS as f32 * share) as usize / self.weight.rows()).max(1);
+        let logits = match is_cpu(&h.device()) {
+            true => (CHUNK_LOGITS as f32 * share) as usize,
+            false => CHUNK_LOGITS_GPU,
+        };
+        let size = (logits / self.weight.rows()).max(1);
         (0..rows).step_by(size).map(move |start| {
             let end = (start + size).min(rows);
             (
@@ -154,14 +156,7 @@ impl Head {
             logits.resize(rows * vocabulary, 0.0);
             let input = Mat::new(input.values(), rows, features);
             forward_into(matrix, input, &[], &mut logits, vocabulary);
-            losses.par_extend(logits.par_chunks_mut(vocabulary).zip(targets).map(
-                |(row, &target)| {
-                    vectorized(
-                        #[inline(always)]
-                        || loss_row(row, target as usize, weight, self.soft_cap),
-                    )
-                },
-            ));
+            losses.extend(loss_rows(&mut logits, targets, weight, self.soft_cap));
             let dlogits = Mat::new(&logits, rows, vocabulary);
             let dh = &mut dh[done * features..(done + rows) * features];
             backward_into(matrix, dlogits, dh);
@@ -172,41 +167,118 @@ impl Head {
         )
     }
 
-    fn token_losses_composed(
+    fn token_losses_device(
         &self,
         h: &Tensor<2>,
         targets: &[u32],
         weight: f32,
-        share: f32,
     ) -> (Tensor<1>, Tensor<2>) {
-        let device = h.device();
         let (mut losses, mut dh) = (Vec::new(), Vec::new());
-        for (h, targets) in self.chunks(h, targets, share) {
-            let index = column(targets, &device);
-            let logits = self.logits(&h);
-            let log_probs = log_softmax(logits.clone(), 1);
-            let at_targets: Tensor<2> = log_probs.clone().gather(1, index.clone());
-            losses.push(at_targets.neg().flatten(0, 1));
-            let one_hot = Tensor::<2>::zeros(logits.dims(), &device).scatter(
-                1,
-                index,
-                Tensor::<2>::ones([targets.len(), 1], &device),
-                burn::tensor::IndexingUpdateOp::Add,
-            );
-            let mut dlogits = (log_probs.exp() - one_hot).mul_scalar(weight);
-            if let Some(cap) = self.soft_cap {
-                let t = logits.div_scalar(cap);
-                dlogits = dlogits * (t.clone() * t).neg().add_scalar(1.0);
-            }
+        for (h, targets) in self.chunks(h, targets, 1.0) {
+            let targets = indices(targets, &h.device());
+            let (of_chunk, dlogits) =
+                kernels::losses(self.weight.forward(&h), &targets, weight, self.soft_cap)
+                    .unwrap_or_else(|logits| {
+                        composed::losses(logits, targets, weight, self.soft_cap)
+                    });
+            losses.push(of_chunk);
             dh.push(self.weight.backward(&dlogits));
         }
-        (Tensor::cat(losses, 0), Tensor::cat(dh, 0))
+        (joined(losses), joined(dh))
+    }
+
+    fn log_probs_device(&self, h: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
+        let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
+            let targets = indices(targets, &h.device());
+            let logits = self.weight.forward(&h);
+            kernels::log_probs(&logits, &targets, self.soft_cap)
+                .unwrap_or_else(|| composed::log_probs(logits, targets, self.soft_cap))
+        });
+        joined(parts.collect())
     }
 }
 
-/// Targets as an index `[n, 1]`.
-fn column(targets: &[u32], device: &Device) -> Tensor<2, Int> {
-    indices_on(targets.iter().map(|&t| t as i32).collect(), device).reshape([targets.len(), 1])
+fn indices(targets: &[u32], device: &Device) -> Tensor<1, Int> {
+    indices_on(targets.iter().map(|&t| t as i32).collect(), device)
+}
+
+/// Parts below one another; a single one is not copied.
+fn joined<const D: usize>(mut parts: Vec<Tensor<D>>) -> Tensor<D> {
+    match (parts.len(), parts.pop()) {
+        (1, Some(only)) => only,
+        (_, last) => {
+            parts.extend(last);
+            Tensor::cat(parts, 0)
+        }
+    }
+}
+
+/// The rows' part out of burn's operations; see [`super::norm`].
+pub(super) mod composed {
+    use burn::tensor::activation::log_softmax;
+    use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+
+    pub(in crate::ops) fn losses(
+        logits: Tensor<2>,
+        targets: Tensor<1, Int>,
+        weight: f32,
+        soft_cap: Option<f32>,
+    ) -> (Tensor<1>, Tensor<2>) {
+        let index: Tensor<2, Int> = targets.unsqueeze_dim(1);
+        let logits = capped(logits, soft_cap);
+        let log_probs = log_softmax(logits.clone(), 1);
+        let at_targets: Tensor<2> = log_probs.clone().gather(1, index.clone());
+        let (shape, device) = (logits.dims(), logits.device());
+        let one_hot = Tensor::<2>::zeros(shape, &device).scatter(
+            1,
+            index,
+            Tensor::<2>::ones([shape[0], 1], &device),
+            IndexingUpdateOp::Add,
+        );
+        let mut dlogits = (log_probs.exp() - one_hot).mul_scalar(weight);
+        if let Some(cap) = soft_cap {
+            let t = logits.div_scalar(cap);
+            dlogits = dlogits * (t.clone() * t).neg().add_scalar(1.0);
+        }
+        (at_targets.neg().flatten(0, 1), dlogits)
+    }
+
+    pub(in crate::ops) fn log_probs(
+        logits: Tensor<2>,
+        targets: Tensor<1, Int>,
+        soft_cap: Option<f32>,
+    ) -> Tensor<1> {
+        let log_probs = log_softmax(capped(logits, soft_cap), 1);
+        let at_targets: Tensor<2> = log_probs.gather(1, targets.unsqueeze_dim(1));
+        at_targets.flatten(0, 1)
+    }
+
+    pub(in crate::ops) fn capped(logits: Tensor<2>, soft_cap: Option<f32>) -> Tensor<2> {
+        match soft_cap {
+            None => logits,
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+        }
+    }
+}
+
+/// Turns rows of logits, one for each target, into the gradients of `weight ·` their losses, and
+/// returns the losses.
+pub(super) fn loss_rows(
+    logits: &mut [f32],
+    targets: &[u32],
+    weight: f32,
+    soft_cap: Option<f32>,
+) -> Vec<f32> {
+    let vocabulary = logits.len() / targets.len().max(1);
+    let rows = logits.par_chunks_mut(vocabulary.max(1));
+    rows.zip(targets)
+        .map(|(row, &target)| {
+            vectorized(
+                #[inline(always)]
+                || loss_row(row, target as usize, weight, soft_cap),
+            )
+        })
+        .collect()
 }
 
 /// Turns one row of logits into the gradient of `weight ·` its loss, and returns the

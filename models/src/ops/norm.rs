@@ -1,7 +1,8 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4) and its gradient.
 
 use super::host::{Host, host_tensor, is_cpu};
-use super::simd::vectorized;
+use super::kernels;
+use super::simd::{dot, vectorized};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -20,13 +21,51 @@ pub struct Normed {
 /// by `weight` `[features]`.
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
     if !is_cpu(&x.device()) {
-        return composed::rms_norm(x, weight, eps);
+        return kernels::rms_norm(x, weight, eps)
+            .unwrap_or_else(|| composed::rms_norm(x, weight, eps));
     }
+    let [rows, features] = x.dims();
+    let mut inv = vec![0.0; rows];
+    let y = scale_rows(
+        x,
+        weight,
+        &mut inv,
+        #[inline(always)]
+        |inv, x| *inv = 1.0 / (dot(x, x) / features as f32 + eps).sqrt(),
+    );
+    Normed {
+        y,
+        inv: host_tensor(inv, [rows, 1]),
+    }
+}
+
+/// The `y` of [`rms_norm`] again, from the `inv` that it left.
+pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return kernels::rms_norm_again(x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_again(x, weight, inv));
+    }
+    let mut inv = Host::of(inv.clone()).into_values();
+    scale_rows(
+        x,
+        weight,
+        &mut inv,
+        #[inline(always)]
+        |_, _| {},
+    )
+}
+
+/// `x · inv · weight`, where `find` may set the `inv` of a row before it is used.
+fn scale_rows(
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &mut [f32],
+    find: impl Fn(&mut f32, &[f32]) + Sync,
+) -> Tensor<2> {
     let [rows, features] = x.dims();
     let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
     let weight = weight.values();
     let mut y = vec![0.0; rows * features];
-    let mut inv = vec![0.0; rows];
     y.par_chunks_mut(ROWS * features)
         .zip(inv.par_chunks_mut(ROWS))
         .zip(input.values().par_chunks(ROWS * features))
@@ -35,37 +74,7 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
                 #[inline(always)]
                 || {
                     for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
-                        *inv = 1.0 / (super::simd::dot(x, x) / features as f32 + eps).sqrt();
-                        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                            *y = x * *inv * w;
-                        }
-                    }
-                },
-            );
-        });
-    Normed {
-        y: host_tensor(y, [rows, features]),
-        inv: host_tensor(inv, [rows, 1]),
-    }
-}
-
-/// The `y` of [`rms_norm`] again, from the `inv` that it left.
-pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
-    if !is_cpu(&x.device()) {
-        return x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
-    }
-    let [rows, features] = x.dims();
-    let (input, weight) = (Host::of(x.clone()), Host::of(weight.clone()));
-    let (weight, inv) = (weight.values(), Host::of(inv.clone()));
-    let mut y = vec![0.0; rows * features];
-    y.par_chunks_mut(ROWS * features)
-        .zip(inv.values().par_chunks(ROWS))
-        .zip(input.values().par_chunks(ROWS * features))
-        .for_each(|((y, inv), x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((y, inv), x) in y.chunks_mut(features).zip(inv).zip(x.chunks(features)) {
+                        find(inv, x);
                         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
                             *y = x * *inv * w;
                         }
@@ -86,13 +95,44 @@ pub fn rms_norm_backward(
     inv: &Tensor<2>,
 ) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return composed::rms_norm_backward(dy, x, weight, inv);
+        return kernels::rms_norm_backward(dy, x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_backward(dy, x, weight, inv));
     }
     let [rows, features] = x.dims();
+    let mut dx = vec![0.0; rows * features];
+    differentiate::<false>(&mut dx, dy, x, weight, inv);
+    host_tensor(dx, [rows, features])
+}
+
+/// `onto` and [`rms_norm_backward`] together; takes the place of `onto` if nobody else holds it.
+pub fn rms_norm_backward_onto(
+    onto: Tensor<2>,
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Tensor<2> {
+    if !is_cpu(&x.device()) {
+        return kernels::rms_norm_backward_onto(onto, dy, x, weight, inv)
+            .unwrap_or_else(|onto| onto + composed::rms_norm_backward(dy, x, weight, inv));
+    }
+    let mut sum = Host::of(onto).into_values();
+    differentiate::<true>(&mut sum, dy, x, weight, inv);
+    host_tensor(sum, x.dims())
+}
+
+/// Writes the gradient to `dx`, or adds it.
+fn differentiate<const ADD: bool>(
+    dx: &mut [f32],
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) {
+    let features = x.dims()[1];
     let (dy, input) = (Host::of(dy.clone()), Host::of(x.clone()));
     let (weight, inv) = (Host::of(weight.clone()), Host::of(inv.clone()));
     let weight = weight.values();
-    let mut dx = vec![0.0; rows * features];
     dx.par_chunks_mut(ROWS * features)
         .zip(dy.values().par_chunks(ROWS * features))
         .zip(input.values().par_chunks(ROWS * features))
@@ -101,28 +141,29 @@ pub fn rms_norm_backward(
             vectorized(
                 #[inline(always)]
                 || {
+                    let mut scaled = vec![0.0; features];
                     let rows = dx
                         .chunks_mut(features)
                         .zip(dy.chunks(features))
                         .zip(x.chunks(features))
                         .zip(inv);
                     for (((dx, dy), x), inv) in rows {
-                        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-                            *dx = dy * w;
+                        for ((scaled, dy), w) in scaled.iter_mut().zip(dy).zip(weight) {
+                            *scaled = dy * w;
                         }
-                        let pull = super::simd::dot(dx, x) * inv * inv * inv / features as f32;
-                        for (dx, x) in dx.iter_mut().zip(x) {
-                            *dx = *dx * inv - x * pull;
+                        let pull = dot(&scaled, x) * inv * inv * inv / features as f32;
+                        for ((dx, scaled), x) in dx.iter_mut().zip(&scaled).zip(x) {
+                            let gradient = scaled * inv - x * pull;
+                            *dx = if ADD { *dx + gradient } else { gradient };
                         }
                     }
                 },
             );
         });
-    host_tensor(dx, [rows, features])
 }
 
-/// The same out of burn's operations: what runs on a GPU, and the twin that tests hold
-/// the fused code against.
+/// The same out of burn's operations: for a device of another kind, and the twin that tests
+/// hold the fused code against.
 pub(super) mod composed {
     use super::Normed;
     use burn::tensor::Tensor;
@@ -133,8 +174,16 @@ pub(super) mod composed {
             .add_scalar(eps)
             .sqrt()
             .recip();
-        let y = x.clone() * inv.clone() * weight.clone().unsqueeze::<2>();
+        let y = rms_norm_again(x, weight, &inv);
         Normed { y, inv }
+    }
+
+    pub(in crate::ops) fn rms_norm_again(
+        x: &Tensor<2>,
+        weight: &Tensor<1>,
+        inv: &Tensor<2>,
+    ) -> Tensor<2> {
+        x.clone() * inv.clone() * weight.clone().unsqueeze::<2>()
     }
 
     pub(in crate::ops) fn rms_norm_backward(

@@ -2,6 +2,7 @@
 //! of the Hugging Face models: feature `i` pairs with feature `i + head_dim / 2`.
 
 use super::host::{Host, host_tensor, is_cpu, tensor_on};
+use super::kernels;
 use super::simd::vectorized;
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
@@ -36,6 +37,16 @@ impl Rotation {
             sin: tensor_on(of(f64::sin), shape, device),
         }
     }
+
+    /// The cosines.
+    pub(super) fn cos(&self) -> &Tensor<2> {
+        &self.cos
+    }
+
+    /// The sines.
+    pub(super) fn sin(&self) -> &Tensor<2> {
+        &self.sin
+    }
 }
 
 /// Which way [`rotate`] turns: the backward pass of a rotation is its inverse.
@@ -52,7 +63,8 @@ pub enum Turn {
 /// one tensor.
 pub fn rotate(x: Tensor<2>, rotation: &Rotation, heads: usize, turn: Turn) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return composed::rotate(x, rotation, heads, turn);
+        return kernels::rotate(x, rotation, heads, turn)
+            .unwrap_or_else(|x| composed::rotate(x, rotation, heads, turn));
     }
     let [tokens, width] = x.dims();
     let half = rotation.cos.dims()[1];

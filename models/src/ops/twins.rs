@@ -7,7 +7,7 @@ use crate::config::Activation;
 use burn::tensor::Tensor;
 
 /// Values in [-1, 1) that depend on the name and the position only.
-fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
+pub(super) fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
     let mut state = name.bytes().fold(1u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
     });
@@ -22,7 +22,7 @@ fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
     host_tensor(values, shape)
 }
 
-fn close<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, tolerance: f32) {
+pub(super) fn close<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, tolerance: f32) {
     let (a, b) = (Host::of(a.clone()), Host::of(b.clone()));
     assert_eq!(a.values().len(), b.values().len(), "{what}");
     let scale = b.values().iter().fold(1.0f32, |m, v| m.max(v.abs()));
@@ -78,7 +78,16 @@ fn rms_norm_is_its_composition() {
     let twin = norm::composed::rms_norm(&x, &w, 1e-5);
     close("y", &fused.y, &twin.y, 1e-5);
     close("inv", &fused.inv, &twin.inv, 1e-5);
+    let again = rms_norm_again(&x, &w, &fused.inv);
+    assert_eq!(Host::of(again).values(), Host::of(fused.y).values());
     let dx = rms_norm_backward(&dy, &x, &w, &fused.inv);
+    let onto = random("onto", [37, 24]);
+    close(
+        "dx added",
+        &rms_norm_backward_onto(onto.clone(), &dy, &x, &w, &fused.inv),
+        &(onto + dx.clone()),
+        1e-6,
+    );
     close(
         "dx",
         &dx,
@@ -101,11 +110,11 @@ fn gated_units_are_their_composition() {
             &glu::composed::glu(&x, activation),
             1e-5,
         );
-        let dx = glu_backward(&dy, &x, activation);
+        let dx = glu_backward(&dy, x.clone(), activation);
         close(
             "dglu",
             &dx,
-            &glu::composed::glu_backward(&dy, &x, activation),
+            &glu::composed::glu_backward(&dy, x.clone(), activation),
             1e-5,
         );
         gradient_matches("glu", &x, &dy, &dx, |x| glu(x, activation));

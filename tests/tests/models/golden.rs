@@ -34,10 +34,15 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn load(name: &str, device: &Device) -> Self {
+        Self::load_as(name, BasePrecision::AsStored, device)
+    }
+
+    /// With weights in another form than that of the reference.
+    pub(crate) fn load_as(name: &str, precision: BasePrecision, device: &Device) -> Self {
         let directory = tempfile::tempdir().unwrap();
         tiny::write_directory(directory.path(), name);
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let model = CausalLm::load(&checkpoint, BasePrecision::AsStored, device).unwrap();
+        let model = CausalLm::load(&checkpoint, precision, device).unwrap();
         let spec = LoraSpec {
             rank: 4,
             alpha: 8.0,

@@ -1,5 +1,7 @@
 //! Local steps of every kind on a GPU against the CPU. Runs where `FEDLLM_TEST_GPU` is set.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::tensor::Device;
 use fedllm_models::device;
 use fedllm_models::lora::Lora;
@@ -11,6 +13,12 @@ use fedllm_tests::gpu::adapter;
 use super::correction::variate;
 use super::golden::{Golden, minus, relative_l2, settings};
 use super::preference::pairs;
+
+/// Lets one test at a time use the GPU: what a step costs is counted for the whole process.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static GPU: Mutex<()> = Mutex::new(());
+    GPU.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What two steps left: losses and norms, the update, the control variate.
 struct Steps {
@@ -63,6 +71,7 @@ fn gpu_steps_agree_with_the_cpu() {
     let Some(info) = adapter() else {
         return;
     };
+    let _alone = alone();
     let gpu = Golden::load("llama", &device::open(&info).unwrap());
     let cpu = Golden::load("llama", &Device::flex());
     let lora = cpu.only_b();

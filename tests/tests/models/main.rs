@@ -8,4 +8,5 @@
 mod correction;
 mod golden;
 mod gpu;
+mod gpu_counts;
 mod preference;

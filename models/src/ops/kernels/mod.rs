@@ -1,0 +1,108 @@
+//! CubeCL kernels of the operations that work row by row or value by value: one dispatch, one
+//! pass over memory. The products between them are burn's.
+//!
+//! Every kernel keeps to what WebGPU guarantees: cubes of at most 256 units, 65,535 cubes along a
+//! dimension, few kilobytes of shared memory, and no subgroups. Rows are reduced by a tree in
+//! shared memory, always in the same order, so a kernel repeats itself to the last bit.
+//!
+//! A function here returns nothing if its tensors live on a device that runs no CubeCL kernels.
+
+mod dropout;
+mod flat;
+mod glu;
+mod loss;
+mod norm;
+mod rope;
+#[cfg(test)]
+mod twins;
+
+use burn::tensor::Tensor;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+pub(super) use dropout::dropout;
+pub(super) use flat::{adamw, combine, concatenate, pull, sum, sum_of_squares};
+pub(super) use glu::{glu, glu_backward};
+pub(super) use loss::{log_probs, losses};
+pub(super) use norm::{rms_norm, rms_norm_again, rms_norm_backward, rms_norm_backward_onto};
+pub(super) use rope::rotate;
+
+/// Most units of a cube.
+const UNITS: usize = 256;
+/// Most cubes along one dimension.
+const CUBES: usize = 65_535;
+
+/// Values that a unit reads at once: the most that divide a row, so that none is left over.
+fn lanes(width: usize) -> usize {
+    if width.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// Units of a cube that walks along one row of `vectors`: a power of two.
+fn row_units(vectors: usize) -> usize {
+    vectors.next_power_of_two().clamp(32, UNITS)
+}
+
+/// A cube for each row, and sometimes a few more: kernels ask which row they have.
+fn row_cubes(rows: usize) -> CubeCount {
+    let wide = rows.clamp(1, CUBES);
+    CubeCount::Static(wide as u32, rows.div_ceil(wide) as u32, 1)
+}
+
+/// Units of a cube, side by side.
+fn units(count: usize) -> CubeDim {
+    CubeDim::new_1d(count as u32)
+}
+
+/// The buffer of a tensor that is to be written over: its own if nobody else holds that, a copy
+/// otherwise. On a device that runs no kernels the tensor comes back.
+fn writable<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, Tensor<D>> {
+    let kept = tensor.clone();
+    let Ok(buffer) = tensor.try_into_primitive::<CubeBackend>() else {
+        return Err(kept);
+    };
+    drop(kept);
+    let buffer = into_contiguous(buffer);
+    Ok(match buffer.can_mut() {
+        true => buffer,
+        false => buffer.copy(),
+    })
+}
+
+/// The sum of every unit's value, for all of them.
+#[cube]
+fn cube_sum(value: f32, #[comptime] units: usize) -> f32 {
+    let mut values = Shared::<[f32]>::new_slice(units);
+    let unit = UNIT_POS as usize;
+    values[unit] = value;
+    sync_cube();
+    #[unroll]
+    for level in 1..comptime!(units.ilog2() + 1) {
+        let half = comptime!(units >> level);
+        if unit < half {
+            let other = values[unit + half];
+            values[unit] += other;
+        }
+        sync_cube();
+    }
+    values[0]
+}
+
+/// The largest of every unit's value, for all of them.
+#[cube]
+fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
+    let mut values = Shared::<[f32]>::new_slice(units);
+    let unit = UNIT_POS as usize;
+    values[unit] = value;
+    sync_cube();
+    #[unroll]
+    for level in 1..comptime!(units.ilog2() + 1) {
+        let half = comptime!(units >> level);
+        if unit < half {
+            values[unit] = max(values[unit], values[unit + half]);
+        }
+        sync_cube();
+    }
+    values[0]
+}

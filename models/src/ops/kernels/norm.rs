@@ -1,0 +1,233 @@
+//! RMSNorm: one cube for each row.
+
+use burn::tensor::Tensor;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::cube::{cube, empty, tensor};
+use super::super::norm::Normed;
+use super::{cube_sum, lanes, row_cubes, row_units, units, writable};
+
+/// `y` and `inv` in one pass.
+pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Option<Normed> {
+    let [rows, features] = x.dims();
+    let (x, weight) = (cube(x)?, cube(weight)?);
+    let (y, inv) = (empty(&x, [rows, features]), empty(&x, [rows, 1]));
+    let lanes = lanes(features);
+    let width = features / lanes;
+    let count = row_units(width);
+    norm_kernel::launch(
+        &x.client.clone(),
+        row_cubes(rows),
+        units(count),
+        lanes,
+        x.into_buffer_arg(),
+        weight.into_buffer_arg(),
+        y.clone().into_buffer_arg(),
+        inv.clone().into_buffer_arg(),
+        rows,
+        width,
+        eps,
+        count,
+    );
+    Some(Normed {
+        y: tensor(y),
+        inv: tensor(inv),
+    })
+}
+
+/// `y` from the `inv` that there is.
+pub(in crate::ops) fn rms_norm_again(
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Option<Tensor<2>> {
+    let [rows, features] = x.dims();
+    let (x, weight, inv) = (cube(x)?, cube(weight)?, cube(inv)?);
+    let y = empty(&x, [rows, features]);
+    let lanes = lanes(features);
+    let width = features / lanes;
+    let count = row_units(width);
+    again_kernel::launch(
+        &x.client.clone(),
+        row_cubes(rows),
+        units(count),
+        lanes,
+        x.into_buffer_arg(),
+        weight.into_buffer_arg(),
+        inv.into_buffer_arg(),
+        y.clone().into_buffer_arg(),
+        rows,
+        width,
+        count,
+    );
+    Some(tensor(y))
+}
+
+/// The gradient with respect to `x`.
+pub(in crate::ops) fn rms_norm_backward(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Option<Tensor<2>> {
+    let gradient = Gradient::of(dy, x, weight, inv)?;
+    let dx = empty(&gradient.x, x.dims());
+    Some(gradient.launch(dx, false))
+}
+
+/// `onto` and that gradient, written over `onto`; gives it back where there are no kernels.
+pub(in crate::ops) fn rms_norm_backward_onto(
+    onto: Tensor<2>,
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    inv: &Tensor<2>,
+) -> Result<Tensor<2>, Tensor<2>> {
+    let Some(gradient) = Gradient::of(dy, x, weight, inv) else {
+        return Err(onto);
+    };
+    Ok(gradient.launch(writable(onto)?, true))
+}
+
+/// What the gradient is made of.
+struct Gradient {
+    dy: CubeTensor,
+    x: CubeTensor,
+    weight: CubeTensor,
+    inv: CubeTensor,
+    dims: [usize; 2],
+}
+
+impl Gradient {
+    fn of(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Option<Self> {
+        Some(Self {
+            dims: x.dims(),
+            dy: cube(dy)?,
+            x: cube(x)?,
+            weight: cube(weight)?,
+            inv: cube(inv)?,
+        })
+    }
+
+    fn launch(self, dx: CubeTensor, add: bool) -> Tensor<2> {
+        let [rows, features] = self.dims;
+        let lanes = lanes(features);
+        let width = features / lanes;
+        let count = row_units(width);
+        backward_kernel::launch(
+            &dx.client.clone(),
+            row_cubes(rows),
+            units(count),
+            lanes,
+            self.dy.into_buffer_arg(),
+            self.x.into_buffer_arg(),
+            self.weight.into_buffer_arg(),
+            self.inv.into_buffer_arg(),
+            dx.clone().into_buffer_arg(),
+            rows,
+            width,
+            count,
+            add,
+        );
+        tensor(dx)
+    }
+}
+
+#[cube(launch)]
+fn norm_kernel<N: Size>(
+    x: &[Vector<f32, N>],
+    weight: &[Vector<f32, N>],
+    y: &mut [Vector<f32, N>],
+    inv: &mut [f32],
+    rows: usize,
+    width: usize,
+    eps: f32,
+    #[comptime] count: usize,
+) {
+    let row = CUBE_POS;
+    if row >= rows {
+        terminate!();
+    }
+    let start = row * width;
+    let mut squares = Vector::<f32, N>::new(0.0);
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let value = x[start + i];
+        squares += value * value;
+        i += count;
+    }
+    let sum = cube_sum(squares.vector_sum(), count);
+    let mean = sum / f32::cast_from(width * N::value());
+    let scale = 1.0f32 / (mean + eps).sqrt();
+    if UNIT_POS == 0 {
+        inv[row] = scale;
+    }
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        y[start + i] = x[start + i] * Vector::new(scale) * weight[i];
+        i += count;
+    }
+}
+
+#[cube(launch)]
+fn again_kernel<N: Size>(
+    x: &[Vector<f32, N>],
+    weight: &[Vector<f32, N>],
+    inv: &[f32],
+    y: &mut [Vector<f32, N>],
+    rows: usize,
+    width: usize,
+    #[comptime] count: usize,
+) {
+    let row = CUBE_POS;
+    if row >= rows {
+        terminate!();
+    }
+    let start = row * width;
+    let scale = Vector::<f32, N>::new(inv[row]);
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        y[start + i] = x[start + i] * scale * weight[i];
+        i += count;
+    }
+}
+
+#[cube(launch)]
+fn backward_kernel<N: Size>(
+    dy: &[Vector<f32, N>],
+    x: &[Vector<f32, N>],
+    weight: &[Vector<f32, N>],
+    inv: &[f32],
+    dx: &mut [Vector<f32, N>],
+    rows: usize,
+    width: usize,
+    #[comptime] count: usize,
+    #[comptime] add: bool,
+) {
+    let row = CUBE_POS;
+    if row >= rows {
+        terminate!();
+    }
+    let start = row * width;
+    let mut dots = Vector::<f32, N>::new(0.0);
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        dots += dy[start + i] * weight[i] * x[start + i];
+        i += count;
+    }
+    let dot = cube_sum(dots.vector_sum(), count);
+    let scale = inv[row];
+    let pull = dot * scale * scale * scale / f32::cast_from(width * N::value());
+    let (scale, pull) = (Vector::<f32, N>::new(scale), Vector::<f32, N>::new(pull));
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let gradient = dy[start + i] * weight[i] * scale - x[start + i] * pull;
+        if comptime!(add) {
+            dx[start + i] += gradient;
+        } else {
+            dx[start + i] = gradient;
+        }
+        i += count;
+    }
+}
