@@ -11,6 +11,7 @@
 
 mod adamw;
 mod attention;
+mod cube;
 mod dropout;
 mod flat;
 mod frozen;

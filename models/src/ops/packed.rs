@@ -15,9 +15,9 @@ mod kernel;
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_cubecl::CubeBackend;
 
 use self::code::Codes;
+use super::cube::{cube, tensor};
 use super::frozen::HostMatrix;
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantMatrix};
 
@@ -157,15 +157,10 @@ impl PackedMatrix {
             "rows {range:?} of {}",
             self.rows
         );
-        let parts = (
-            self.words.clone().try_into_primitive::<CubeBackend>(),
-            self.scales.clone().try_into_primitive::<CubeBackend>(),
-            self.extra.clone().try_into_primitive::<CubeBackend>(),
-        );
-        match parts {
-            (Ok(words), Ok(scales), Ok(extra)) if !range.is_empty() && self.cols > 0 => {
+        match (cube(&self.words), cube(&self.scales), cube(&self.extra)) {
+            (Some(words), Some(scales), Some(extra)) if !range.is_empty() && self.cols > 0 => {
                 let dense = kernel::unpack(words, scales, extra, self.layout, range, self.cols);
-                Tensor::from_primitive::<CubeBackend>(dense)
+                tensor(dense)
             }
             _ => self.dequantize_on_host(range),
         }

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::super::cube::empty;
 use super::{Code, Layout};
 
 /// Threads of a cube, along the columns and along the rows.
@@ -21,16 +20,8 @@ pub(super) fn unpack(
     range: Range<usize>,
     cols: usize,
 ) -> CubeTensor {
-    let shape = Shape::new([range.len(), cols]);
     let client = words.client.clone();
-    let buffer = client.empty(shape.num_elements() * size_of::<f32>());
-    let dense = CubeTensor::new_contiguous(
-        client.clone(),
-        words.device.clone(),
-        shape,
-        buffer,
-        DType::F32,
-    );
+    let dense = empty(&words, [range.len(), cols]);
     let cubes = CubeCount::Static(
         (cols as u32).div_ceil(CUBE.0),
         (range.len() as u32).div_ceil(CUBE.1),
@@ -40,9 +31,9 @@ pub(super) fn unpack(
         &client,
         cubes,
         CubeDim::new_2d(CUBE.0, CUBE.1),
-        into_contiguous(words).into_tensor_arg(),
-        into_contiguous(scales).into_tensor_arg(),
-        into_contiguous(extra).into_tensor_arg(),
+        words.into_tensor_arg(),
+        scales.into_tensor_arg(),
+        extra.into_tensor_arg(),
         dense.clone().into_tensor_arg(),
         range.start as u32,
         layout.block as u32,
