@@ -3,14 +3,17 @@
 //!
 //! The forward pass keeps only the log-sum-exp of each query's scores; the backward
 //! pass rebuilds the probabilities tile by tile (Dao 2023, arXiv 2307.08691, section
-//! 3.1), so no `[tokens, tokens]` matrix ever exists on the CPU.
+//! 3.1), so no `[tokens, tokens]` matrix ever exists.
 
 pub(super) mod composed;
 mod host;
+mod kernel;
 
-use super::host::is_cpu;
-use burn::tensor::Tensor;
-use std::ops::Range;
+use super::cube::cube;
+use super::host::{indices_on, is_cpu};
+use burn::tensor::{Device, Int, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use std::ops::{Deref, Range};
 
 /// How the heads of one attention layer are laid out and scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,6 +54,43 @@ impl AttentionSpec {
     }
 }
 
+/// Where the rows of a packed batch lie: disjoint token ranges, in order, that leave no token out.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    ranges: Vec<Range<usize>>,
+    /// The start of each token's range, then the end of each token's, where kernels read them.
+    bounds: Option<Tensor<1, Int>>,
+}
+
+impl Segments {
+    /// Ranges whose tokens live on `device`.
+    pub fn new(ranges: Vec<Range<usize>>, device: &Device) -> Self {
+        let bounds = (!is_cpu(device)).then(|| {
+            let of = |bound: fn(&Range<usize>) -> usize| {
+                let repeated = move |range: &Range<usize>| {
+                    std::iter::repeat_n(bound(range) as i32, range.len())
+                };
+                ranges.iter().flat_map(repeated)
+            };
+            let values = of(|range| range.start).chain(of(|range| range.end));
+            indices_on(values.collect(), device)
+        });
+        Self { ranges, bounds }
+    }
+
+    fn bounds(&self) -> Option<CubeTensor> {
+        cube(self.bounds.as_ref()?)
+    }
+}
+
+impl Deref for Segments {
+    type Target = [Range<usize>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.ranges
+    }
+}
+
 /// The result of [`attention`].
 pub struct Attended {
     /// `[tokens, heads · head_dim]`.
@@ -62,12 +102,13 @@ pub struct Attended {
 /// Attention within each segment of packed rows.
 ///
 /// `qkv` is `[tokens, (heads + 2·kv_heads) · head_dim]`: queries, keys, values side by
-/// side. `segments` are disjoint token ranges in order; tokens never see other segments.
-pub fn attention(qkv: &Tensor<2>, segments: &[Range<usize>], spec: &AttentionSpec) -> Attended {
+/// side. Tokens never see other segments.
+pub fn attention(qkv: &Tensor<2>, segments: &Segments, spec: &AttentionSpec) -> Attended {
     if is_cpu(&qkv.device()) {
         return host::attention(qkv, segments, spec);
     }
-    composed::attention(qkv, segments, spec)
+    kernel::attention(qkv, segments, spec)
+        .unwrap_or_else(|| composed::attention(qkv, segments, spec))
 }
 
 /// The gradient of [`attention`] with respect to `qkv`, given that of its output.
@@ -75,13 +116,14 @@ pub fn attention_backward(
     dout: &Tensor<2>,
     qkv: &Tensor<2>,
     attended: &Attended,
-    segments: &[Range<usize>],
+    segments: &Segments,
     spec: &AttentionSpec,
 ) -> Tensor<2> {
     if is_cpu(&qkv.device()) {
         return host::attention_backward(dout, qkv, attended, segments, spec);
     }
-    composed::attention_backward(dout, qkv, segments, spec)
+    kernel::attention_backward(dout, qkv, attended, segments, spec)
+        .unwrap_or_else(|| composed::attention_backward(dout, qkv, segments, spec))
 }
 
 /// Attention of new queries over cached keys and values of one row, for generation.
