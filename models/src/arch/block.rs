@@ -4,12 +4,11 @@
 use crate::config::Activation;
 use crate::lora::{BlockGrads, BlockLora};
 use crate::ops::{
-    Attended, AttentionSpec, LinearGroup, Normed, Rotation, Turn, attention, attention_backward,
-    attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward,
-    rms_norm_backward_onto, rotate,
+    Attended, AttentionSpec, LinearGroup, Normed, Rotation, Segments, Turn, attention,
+    attention_backward, attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_again,
+    rms_norm_backward, rms_norm_backward_onto, rotate,
 };
 use burn::tensor::Tensor;
-use std::ops::Range;
 
 /// A decoder block with frozen weights.
 #[derive(Clone, Debug)]
@@ -42,8 +41,7 @@ pub(super) struct QkNorm {
 
 /// Where the rows of a packed batch lie, and the rotations of their tokens.
 pub(super) struct Rows {
-    /// Token ranges, disjoint and in order.
-    pub(super) segments: Vec<Range<usize>>,
+    pub(super) segments: Segments,
     /// One for each kind of rotation that the model has.
     pub(super) rotations: Vec<Rotation>,
 }

@@ -11,8 +11,8 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::lora::{BlockGrads, Lora, read_back};
 use crate::ops::{
-    Dropout, Head, HostMatrix, Rotation, TokenScore, concatenate, embed, indices_on, is_cpu,
-    rms_norm, rms_norm_backward, tensor_on,
+    Dropout, Head, HostMatrix, Rotation, Segments, TokenScore, concatenate, embed, indices_on,
+    is_cpu, rms_norm, rms_norm_backward, tensor_on,
 };
 use block::{Block, BlockCache, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
@@ -285,7 +285,7 @@ impl CausalLm {
 
     fn rows(&self, batch: &Batch) -> Rows {
         Rows {
-            segments: batch.segments.clone(),
+            segments: Segments::new(batch.segments.clone(), &self.device),
             rotations: self.rotations(&batch.positions()),
         }
     }

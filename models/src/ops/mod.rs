@@ -1,10 +1,10 @@
 //! The operations of a decoder block, each forward and backward.
 //!
 //! A function takes and returns burn tensors and looks at their device: on the CPU it
-//! runs a fused, parallel loop over the Flex backend's own storage, on a GPU a kernel of
-//! [`kernels`]. What is composed of burn's operations runs on any other device, and is the
-//! twin that the tests hold both against. Backward passes are written by hand, because a frozen base needs no
-//! tape: only block inputs and adapters carry gradients.
+//! runs a fused, parallel loop over the Flex backend's own storage, on a GPU a CubeCL kernel.
+//! What is composed of burn's operations runs on any other device, and is the twin that the
+//! tests hold both against. Backward passes are written by hand, because a frozen base needs
+//! no tape: only block inputs and adapters carry gradients.
 //!
 //! Rows of a batch are packed one after another as `[tokens, features]`, so nothing is
 //! ever padded; `segments` tell attention where rows begin and end.
@@ -30,7 +30,9 @@ mod simd;
 mod twins;
 
 pub use adamw::{AdamW, AdamWStep};
-pub use attention::{Attended, AttentionSpec, attention, attention_backward, attention_cached};
+pub use attention::{
+    Attended, AttentionSpec, Segments, attention, attention_backward, attention_cached,
+};
 pub use dropout::{Dropout, dropout};
 pub use flat::{combine, concatenate, pull, sum_of_squares};
 pub use frozen::{FrozenMatrix, HostMatrix, embed};

@@ -2,7 +2,9 @@
 //!
 //! A product unpacks at most [`DENSE_VALUES`] of them into a buffer, multiplies with burn's tuned
 //! kernels, and lets the buffer go before the next part is unpacked. So a step needs the packed
-//! weights and one dense part, whatever the size of the model.
+//! weights and one dense part, whatever the size of the model. Generation multiplies one row at a
+//! time; then writing and reading a dense part would be most of the work, and a kernel of our own
+//! takes the codes as they are.
 //!
 //! Unpacking is one multiplication and at most one addition of exact products, as in the
 //! quantizers of [`crate::quant`], so the values equal theirs bit for bit. Formats with blocks
@@ -10,6 +12,7 @@
 //! instead, which adds a rounding error of at most 1/254 of the row's largest weight.
 
 mod code;
+mod few;
 mod kernel;
 
 use std::ops::Range;
@@ -39,7 +42,7 @@ pub struct PackedMatrix {
 }
 
 /// What the codes mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Layout {
     code: Code,
     /// Values that share a scale.
@@ -47,7 +50,7 @@ struct Layout {
 }
 
 /// How a code and its scale make a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Code {
     /// Signed byte times scale.
     Byte,
@@ -66,6 +69,11 @@ impl Code {
             Self::Byte => 8,
             Self::Centred | Self::Affine | Self::Table => 4,
         }
+    }
+
+    /// Codes of a word.
+    const fn per_word(self) -> usize {
+        32 / self.bits() as usize
     }
 }
 
@@ -168,6 +176,9 @@ impl PackedMatrix {
 
     /// `x · Wᵀ`: `[n, in]` to `[n, out]`.
     pub fn matmul_t(&self, x: Tensor<2>) -> Tensor<2> {
+        if let Some(y) = self.few_matmul_t(&x) {
+            return y;
+        }
         let mut parts: Vec<Tensor<2>> = self
             .row_parts()
             .map(|part| x.clone().matmul(self.dequantize_rows(part).transpose()))
@@ -180,6 +191,13 @@ impl PackedMatrix {
             }
             (_, None) => Tensor::zeros([x.dims()[0], 0], &x.device()),
         }
+    }
+
+    /// As [`PackedMatrix::matmul_t`], straight from the codes: for few rows, on a GPU.
+    fn few_matmul_t(&self, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let shape = few::Few::new(x.dims()[0], self.rows, self.cols, self.layout)?;
+        let (words, scales, extra) = (cube(&self.words)?, cube(&self.scales)?, cube(&self.extra)?);
+        Some(tensor(few::matmul_t(cube(x)?, words, scales, extra, shape)))
     }
 
     /// `g · W`: `[n, out]` to `[n, in]`.

@@ -4,7 +4,7 @@
 use super::host::{Host, host_tensor};
 use super::*;
 use crate::config::Activation;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 /// Values in [-1, 1) that depend on the name and the position only.
 pub(super) fn random<const D: usize>(name: &str, shape: [usize; D]) -> Tensor<D> {
@@ -143,7 +143,7 @@ fn rotation_is_its_composition_and_turns_back() {
 
 #[test]
 fn attention_is_its_composition() {
-    let segments = [0..70, 70..71, 71..100];
+    let segments = Segments::new(vec![0..70, 70..71, 71..100], &Device::flex());
     let plain = AttentionSpec {
         heads: 4,
         kv_heads: 2,
@@ -197,7 +197,8 @@ fn cached_attention_continues_a_row() {
         soft_cap: Some(2.0),
     };
     let qkv = random("qkv", [12, spec.qkv_width()]);
-    let whole = attention(&qkv, std::slice::from_ref(&(0..12)), &spec).out;
+    let one_row = Segments::new(std::iter::once(0..12).collect(), &Device::flex());
+    let whole = attention(&qkv, &one_row, &spec).out;
     let columns = |rows: std::ops::Range<usize>, from: usize, heads: usize| {
         qkv.clone().slice([rows, from * 8..(from + heads) * 8])
     };

@@ -251,20 +251,55 @@ mod tests {
             return;
         };
         let matrix = HostMatrix::Stored(stored(BlockFormat::Q4_1));
+        // Too many for the kernel of few rows.
+        let n = 9;
         let products = |device: &Device| -> Vec<f32> {
             let packed = PackedMatrix::upload(&matrix, device);
             let input = |cols: usize| {
-                let values: Vec<f32> = (0..5 * cols).map(|i| (i as f32 * 0.9).sin()).collect();
-                Tensor::<2>::from_data(TensorData::new(values, [5, cols]), device)
+                let values: Vec<f32> = (0..n * cols).map(|i| (i as f32 * 0.9).sin()).collect();
+                Tensor::<2>::from_data(TensorData::new(values, [n, cols]), device)
             };
-            let forward = packed.matmul_t(input(COLS)).reshape([5 * ROWS, 1]);
-            let backward = packed.matmul(input(ROWS)).reshape([5 * COLS, 1]);
+            let forward = packed.matmul_t(input(COLS)).reshape([n * ROWS, 1]);
+            let backward = packed.matmul(input(ROWS)).reshape([n * COLS, 1]);
             Tensor::cat(vec![forward, backward], 0)
                 .try_into_vec_as()
                 .unwrap()
         };
         for (a, b) in products(&gpu).iter().zip(products(&Device::flex())) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn gpu_multiplies_few_rows_without_a_dense_copy() {
+        let Some((_, gpu)) = crate::device::gpu_for_tests() else {
+            return;
+        };
+        // More words than threads share, and more features than a cube has.
+        let (outs, wide) = (11, 320);
+        let values: Vec<f32> = (0..outs * wide).map(|i| (i as f32 * 0.7).sin()).collect();
+        for matrix in [
+            HostMatrix::Stored(stored(BlockFormat::Q8_0)),
+            HostMatrix::Stored(stored(BlockFormat::Q4_0)),
+            HostMatrix::Stored(stored(BlockFormat::Q4_1)),
+            HostMatrix::Int8(Arc::new(Int8Rows::quantize(outs, wide, &values).unwrap())),
+            HostMatrix::Nf4(Arc::new(Nf4Matrix::quantize(outs, wide, &values).unwrap())),
+        ] {
+            let product = |device: &Device, rows: usize| -> Vec<f32> {
+                let cols = matrix.cols();
+                let x: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.9).sin()).collect();
+                let x = Tensor::from_data(TensorData::new(x, [rows, cols]), device);
+                let packed = PackedMatrix::upload(&matrix, device);
+                assert_eq!(packed.few_matmul_t(&x).is_some(), *device == gpu);
+                packed.matmul_t(x).try_into_vec_as().unwrap()
+            };
+            for rows in [1, 3] {
+                let (got, expected) = (product(&gpu, rows), product(&Device::flex(), rows));
+                assert_eq!(got.len(), expected.len());
+                for (a, b) in got.iter().zip(expected) {
+                    assert!((a - b).abs() < 1e-4, "{matrix:?}: {a} {b}");
+                }
+            }
         }
     }
 

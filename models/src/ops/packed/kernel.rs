@@ -31,38 +31,24 @@ pub(super) fn unpack(
         &client,
         cubes,
         CubeDim::new_2d(CUBE.0, CUBE.1),
-        words.into_tensor_arg(),
-        scales.into_tensor_arg(),
-        extra.into_tensor_arg(),
+        words.into_buffer_arg(),
+        scales.into_buffer_arg(),
+        extra.into_buffer_arg(),
         dense.clone().into_tensor_arg(),
         range.start as u32,
-        layout.block as u32,
-        layout.code.bits(),
-        match layout.code {
-            Code::Byte => BYTE,
-            Code::Centred => CENTRED,
-            Code::Affine => AFFINE,
-            Code::Table => TABLE,
-        },
+        layout,
     );
     dense
 }
 
-const BYTE: u32 = 0;
-const CENTRED: u32 = 1;
-const AFFINE: u32 = 2;
-const TABLE: u32 = 3;
-
 #[cube(launch)]
 fn unpack_kernel(
-    words: &Tensor<u32>,
-    scales: &Tensor<f32>,
-    extra: &Tensor<f32>,
+    words: &[u32],
+    scales: &[f32],
+    extra: &[f32],
     dense: &mut Tensor<f32>,
     first_row: u32,
-    #[comptime] block: u32,
-    #[comptime] bits: u32,
-    #[comptime] code: u32,
+    #[comptime] layout: Layout,
 ) {
     let col = ABSOLUTE_POS_X as usize;
     let row = ABSOLUTE_POS_Y as usize;
@@ -71,19 +57,30 @@ fn unpack_kernel(
         terminate!();
     }
     let place = (first_row as usize + row) * cols + col;
-    let per_word = comptime!((32 / bits) as usize);
-    let shift = (place % per_word) as u32 * bits;
-    let word = words[place / per_word] >> shift;
-    let scale = scales[place / comptime!(block as usize)];
-    let value = if comptime!(code == BYTE) {
+    let per_word = comptime!(layout.code.per_word());
+    let block = place / layout.block;
+    let code =
+        words[place / per_word] >> ((place % per_word) as u32 * comptime!(layout.code.bits()));
+    dense[row * cols + col] = value(code, scales[block], extra, block, layout);
+}
+
+/// What a code in the lowest bits stands for.
+#[cube]
+pub(super) fn value(
+    code: u32,
+    scale: f32,
+    extra: &[f32],
+    block: usize,
+    #[comptime] layout: Layout,
+) -> f32 {
+    if comptime!(layout.code == Code::Byte) {
         // A signed byte with its sign bit flipped counts from -128.
-        (f32::cast_from((word & 255u32) ^ 128u32) - 128.0f32) * scale
-    } else if comptime!(code == CENTRED) {
-        (f32::cast_from(word & 15u32) - 8.0f32) * scale
-    } else if comptime!(code == AFFINE) {
-        f32::cast_from(word & 15u32) * scale + extra[place / comptime!(block as usize)]
+        (f32::cast_from((code & 255u32) ^ 128u32) - 128.0f32) * scale
+    } else if comptime!(layout.code == Code::Centred) {
+        (f32::cast_from(code & 15u32) - 8.0f32) * scale
+    } else if comptime!(layout.code == Code::Affine) {
+        f32::cast_from(code & 15u32) * scale + extra[block]
     } else {
-        extra[(word & 15u32) as usize] * scale
-    };
-    dense[row * cols + col] = value;
+        extra[(code & 15u32) as usize] * scale
+    }
 }
