@@ -23,6 +23,7 @@ mod norm;
 mod packed;
 mod rope;
 mod simd;
+mod stored;
 #[cfg(test)]
 mod twins;
 
