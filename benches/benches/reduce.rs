@@ -12,7 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use clap::Parser;
-use fedllm_benches::{cpu_seconds, forget_peak, median, peak_rss_kib, rss_kib, run_json};
+use fedllm_benches::{cpu_seconds, forget_peak, peak_rss_kib, rss_kib, run_json};
+use fedllm_models::measure::median;
 use fedllm_server::{
     Held, RankedSource, Source, exact_mean, product_gap, weighted_sum, weighted_sum_held,
 };

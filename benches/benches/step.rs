@@ -5,18 +5,16 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use fedllm_benches::{median, peak_rss_mib, run_reference};
+use fedllm_benches::{peak_rss_mib, run_reference};
 use fedllm_client::{PrepareOptions, Silent, TemplateName, Vocabulary, resolve, shard_or_rows};
 use fedllm_models::device::{self, DeviceChoice};
-use fedllm_models::lora::{self, Lora};
-use fedllm_models::train::{Memory, StepSettings, Trainer};
+use fedllm_models::measure::{Workload, median, new_adapter, time_steps};
+use fedllm_models::train::{Memory, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint, shape};
-use fedllm_shared::{Factors, LocalOptimizer, LoraSpec, Targets};
+use fedllm_shared::RowKind;
 use serde::{Deserialize, Serialize};
 
 /// Measures the training step of a LoRA adapter on all seven projections.
@@ -25,7 +23,7 @@ struct Args {
     /// A model: name, directory or GGUF file.
     #[arg(long, default_value = "smollm2-135m-instruct")]
     model: String,
-    /// Made-up weights of a published shape instead: smollm2-135m, llama-3.2-1b, llama-2-7b.
+    /// Made-up weights of a shape that `fedllm-client bench --help` lists instead.
     #[arg(long)]
     random_weights: Option<String>,
     /// auto, cpu, gpu or a number of `fedllm-client devices`.
@@ -191,11 +189,16 @@ fn in_child(mode: Mode) -> anyhow::Result<Measured> {
 fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
     let selection = device::Prober::this_program()?.select(&args.device)?;
     let precision = args.base_precision.unwrap_or(mode.precision());
+    let rows = Workload {
+        kind: RowKind::Examples,
+        rows: args.batch,
+        tokens: args.seq,
+    };
     let (model, batches) = match &args.random_weights {
         Some(name) => {
             let config = shape(name).with_context(|| format!("there is no shape {name}"))?;
             let model = CausalLm::random(&config, precision, &selection.device)?;
-            let batches = vec![full_rows(args, config.vocab)];
+            let batches = vec![rows.batch(config.vocab)];
             (model, batches)
         }
         None => {
@@ -203,7 +206,7 @@ fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
             let checkpoint = Checkpoint::open(&path)?;
             let batches = match &args.rows {
                 Some(file) => real_rows(args, &checkpoint, file)?,
-                None => vec![full_rows(args, checkpoint.config().vocab)],
+                None => vec![rows.batch(checkpoint.config().vocab)],
             };
             (
                 CausalLm::load(&checkpoint, precision, &selection.device)?,
@@ -211,89 +214,30 @@ fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
             )
         }
     };
-    let spec = LoraSpec {
-        rank: args.rank,
-        alpha: 16.0,
-        dropout: 0.0,
-        rslora: false,
-        targets: Targets::ALL,
-        seed: 0,
-        train: Factors::Both,
-    };
-    let layout = Arc::new(lora::layout(model.config(), &spec)?);
-    let lora = Lora::new(
-        model.config(),
-        &spec,
-        &lora::init(&layout, 0)?,
-        &selection.device,
-    )?;
     let memory = Memory {
         recompute: mode == Mode::LowMemory,
         ..Memory::default()
     };
-    let mut trainer = Trainer::new(&model, lora, memory);
-    let settings = StepSettings {
-        optimizer: LocalOptimizer::AdamW,
-        lr: 1e-4,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        dropout: 0.0,
-        seed: 0,
+    let mut trainer = Trainer::new(&model, new_adapter(&model, args.rank)?, memory);
+    // Real rows differ, so each batch of them is one step; made-up ones are the same each time.
+    let repeats = match &args.rows {
+        Some(_) => (1, batches.len()),
+        None => (2, args.steps),
     };
-    let mut loss = 0.0;
-    if args.rows.is_some() {
-        trainer.step(&batches[0], &settings)?;
-        let started = Instant::now();
-        for batch in &batches {
-            loss = trainer.step(batch, &settings)?.loss;
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let total = |f: fn(&Batch) -> usize| batches.iter().map(f).sum::<usize>() as f64;
-        return Ok(Measured {
-            tokens_per_second: total(Batch::tokens) / seconds,
-            rows_per_second: total(|batch| batch.segments.len()) / seconds,
-            seconds: seconds / batches.len() as f64,
-            peak_rss_mib: peak_rss_mib(),
-            loss,
-        });
-    }
-    let mut times = Vec::new();
-    for step in 0..args.steps + 2 {
-        let started = Instant::now();
-        loss = trainer.step(&batches[0], &settings)?.loss;
-        if step >= 2 {
-            times.push(started.elapsed().as_secs_f64());
-        }
-    }
-    let seconds = median(&times);
+    let kind = RowKind::Examples;
+    let times = time_steps(&mut trainer, &batches, kind, repeats, &mut || {})?;
+    let (seconds, steps) = match &args.rows {
+        Some(_) => (times.seconds.iter().sum(), batches.len()),
+        None => (times.median(), 1),
+    };
+    let total = |f: fn(&Batch) -> usize| batches.iter().map(f).sum::<usize>() as f64;
     Ok(Measured {
-        tokens_per_second: batches[0].tokens() as f64 / seconds,
-        rows_per_second: args.batch as f64 / seconds,
-        seconds,
+        tokens_per_second: total(Batch::tokens) / seconds,
+        rows_per_second: total(|batch| batch.segments.len()) / seconds,
+        seconds: seconds / steps as f64,
         peak_rss_mib: peak_rss_mib(),
-        loss,
+        loss: times.loss,
     })
-}
-
-/// Rows of made-up tokens, every one a label, as the reference has them.
-fn full_rows(args: &Args, vocab: usize) -> Batch {
-    let mut batch = Batch::default();
-    let mut state = 7u64;
-    for _ in 0..args.batch {
-        let ids: Vec<u32> = (0..args.seq)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 33) % vocab as u64) as u32
-            })
-            .collect();
-        batch.push(&ids, |_| true);
-    }
-    batch
 }
 
 /// The rows of a file in batches, in file order.

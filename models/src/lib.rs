@@ -14,6 +14,7 @@ pub mod gguf;
 pub mod gguf_lora;
 pub mod lora;
 mod mapped;
+pub mod measure;
 pub mod objective;
 pub mod ops;
 pub mod peft;

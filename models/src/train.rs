@@ -15,7 +15,8 @@ use crate::ops::{AdamW, AdamWStep, Dropout, combine, is_cpu, tensor_on};
 use burn::tensor::Tensor;
 use correction::Rule;
 use fedllm_shared::LocalOptimizer;
-use lanes::{Lane, in_lanes};
+use lanes::lanes;
+pub(crate) use lanes::{Lane, side_by_side};
 
 /// How a trainer spends memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,6 +145,11 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
+    /// The model whose adapter is trained.
+    pub fn model(&self) -> &'a CausalLm {
+        self.model
+    }
+
     /// The adapter as it stands.
     pub fn lora(&self) -> &Lora {
         &self.lora
@@ -246,19 +252,31 @@ impl<'a> Trainer<'a> {
         Ok((Gradients { loss_sum, flat }, stats))
     }
 
-    /// Does `work` for all rows, side by side where this model's device is the CPU.
+    /// Does `work` for all rows, one micro-batch after the other, side by side within each.
     fn in_lanes<R: Send>(
         &self,
         rows: &Batch,
         group: usize,
         work: impl Fn(&Lane) -> R + Sync,
     ) -> Vec<R> {
-        let threads = is_cpu(self.model.device()).then(rayon::current_num_threads);
-        in_lanes(rows, self.memory.micro_batch_tokens, group, threads, work)
+        let in_pool = is_cpu(self.model.device());
+        let micro_batches = self.lanes(rows, group).into_iter();
+        micro_batches
+            .flat_map(|lanes| side_by_side(lanes, in_pool, |lane| work(&lane)))
+            .collect()
+    }
+
+    /// The lanes of each micro-batch; more than one only where this model's device is the CPU.
+    pub(crate) fn lanes(&self, rows: &Batch, group: usize) -> Vec<Vec<Lane>> {
+        let threads = match is_cpu(self.model.device()) {
+            true => rayon::current_num_threads(),
+            false => 1,
+        };
+        lanes(rows, self.memory.micro_batch_tokens, group, threads)
     }
 
     /// How a lane of a step runs.
-    fn mode(&self, settings: &StepSettings, lane: &Lane, weight: f32) -> StepMode {
+    pub(crate) fn mode(&self, settings: &StepSettings, lane: &Lane, weight: f32) -> StepMode {
         StepMode {
             recompute: self.memory.recompute,
             weight,
@@ -273,7 +291,7 @@ impl<'a> Trainer<'a> {
 
     /// Moves the adapter against a gradient, unless that or the loss, a mean of `parts`, is not
     /// finite.
-    fn advance(
+    pub(crate) fn advance(
         &mut self,
         gradients: Gradients,
         parts: usize,

@@ -1,5 +1,6 @@
 //! The command line of `fedllm-client`: one file per subcommand, and what they share.
 
+mod bench;
 mod devices;
 mod generate;
 mod join;
@@ -117,6 +118,8 @@ enum Command {
     Score(score::Args),
     #[command(about = "Generate text from a model and an adapter")]
     Generate(generate::Args),
+    #[command(about = "Measure how fast a device trains, and what the time goes into")]
+    Bench(bench::Args),
     /// Print the completion script of a shell.
     Completions {
         /// The shell.
@@ -187,6 +190,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => train::run(args, &global),
         Command::Score(args) => score::run(args, &global),
         Command::Generate(args) => generate::run(args, &global),
+        Command::Bench(args) => bench::run(args, &global),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "fedllm-client", &mut std::io::stdout());

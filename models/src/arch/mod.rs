@@ -2,9 +2,13 @@
 
 mod block;
 mod load;
+mod operations;
 mod random;
 
 pub use load::{BasePrecision, LoadError};
+pub use operations::Operation;
+pub(crate) use operations::Piece;
+pub(crate) use random::uniform;
 pub use random::{SHAPES, shape};
 
 use crate::batch::Batch;

@@ -8,13 +8,14 @@ use crate::quant::QuantMatrix;
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-/// Shapes of published models, by name.
-pub const SHAPES: [&str; 3] = ["smollm2-135m", "llama-3.2-1b", "llama-2-7b"];
+/// Shapes of published models, by name, and one that takes no time.
+pub const SHAPES: [&str; 4] = ["tiny", "smollm2-135m", "llama-3.2-1b", "llama-2-7b"];
 
 /// The configuration of a shape of [`SHAPES`].
 pub fn shape(name: &str) -> Option<ModelConfig> {
     // Hidden, layers, heads, key/value heads, feed-forward, vocabulary, tied.
     let (hidden, layers, heads, kv_heads, ffn, vocab, tied) = match name {
+        "tiny" => (64, 2, 4, 2, 160, 384, true),
         "smollm2-135m" => (576, 30, 9, 3, 1536, 49_152, true),
         "llama-3.2-1b" => (2048, 16, 32, 8, 8192, 128_256, true),
         "llama-2-7b" => (4096, 32, 32, 32, 11_008, 32_000, false),

@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Frozen layers that read the same input.
 #[derive(Clone, Debug)]
 pub struct LinearGroup {
-    parts: Vec<FrozenMatrix>,
+    pub(super) parts: Vec<FrozenMatrix>,
     bias: Option<Tensor<1>>,
 }
 

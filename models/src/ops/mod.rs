@@ -26,6 +26,7 @@ mod packed;
 mod product;
 mod rope;
 mod simd;
+mod stored;
 #[cfg(test)]
 mod twins;
 

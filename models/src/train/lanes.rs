@@ -12,30 +12,21 @@ use rayon::prelude::*;
 const FEWEST_TOKENS: usize = 16;
 
 /// Consecutive rows of a step.
-pub(super) struct Lane {
-    pub(super) batch: Batch,
+pub(crate) struct Lane {
+    pub(crate) batch: Batch,
     /// Where it begins in the step.
-    pub(super) first_row: usize,
-    pub(super) first_token: usize,
+    pub(crate) first_row: usize,
+    pub(crate) first_token: usize,
     /// Its part of the memory that is set aside for the lanes beside it.
-    pub(super) share: f32,
+    pub(crate) share: f32,
 }
 
-/// Does `work` for all rows: in micro-batches of at most `tokens` tokens one after the other, and
-/// each of them in at most `threads` lanes at once on rayon's pool; without `threads` whole and on
-/// the calling thread. Groups of `rows` rows stay whole. The results are in the order of the rows.
-pub(super) fn in_lanes<R: Send>(
-    batch: &Batch,
-    tokens: usize,
-    rows: usize,
-    threads: Option<usize>,
-    work: impl Fn(&Lane) -> R + Sync,
-) -> Vec<R> {
+/// The lanes of all rows: micro-batches of at most `tokens` tokens, and each of them in at most
+/// `threads` lanes. Groups of `rows` rows stay whole.
+pub(super) fn lanes(batch: &Batch, tokens: usize, rows: usize, threads: usize) -> Vec<Vec<Lane>> {
     let (mut first_row, mut first_token) = (0, 0);
-    let mut results = Vec::new();
-    for micro in batch.split_groups(tokens, rows) {
-        let most = threads.map_or(1, |threads| threads.min(micro.tokens() / FEWEST_TOKENS));
-        let most = most.max(1);
+    let of_micro_batch = |micro: Batch| {
+        let most = threads.min(micro.tokens() / FEWEST_TOKENS).max(1);
         let parts = micro.share_out(most, rows);
         let share = 1.0 / parts.len() as f32;
         let lane = |batch: Batch| {
@@ -49,12 +40,22 @@ pub(super) fn in_lanes<R: Send>(
             first_token += lane.batch.tokens();
             lane
         };
-        let lanes: Vec<Lane> = parts.into_iter().map(lane).collect();
-        match threads {
-            // A single lane too: each of its operations would enter the pool otherwise.
-            Some(_) => results.par_extend(lanes.par_iter().map(&work)),
-            None => results.extend(lanes.iter().map(&work)),
-        }
+        parts.into_iter().map(lane).collect()
+    };
+    let micro_batches = batch.split_groups(tokens, rows).into_iter();
+    micro_batches.map(of_micro_batch).collect()
+}
+
+/// Does `work` for all lanes of a micro-batch: at once in rayon's pool, a single one too, since each
+/// of its operations would enter the pool otherwise; or on the calling thread. The results are in
+/// the order of the lanes.
+pub(crate) fn side_by_side<T: Send, R: Send>(
+    lanes: Vec<T>,
+    in_pool: bool,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    match in_pool {
+        true => lanes.into_par_iter().map(work).collect(),
+        false => lanes.into_iter().map(work).collect(),
     }
-    results
 }

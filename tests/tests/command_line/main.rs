@@ -6,6 +6,7 @@
 )]
 
 mod aggregate;
+mod bench;
 mod data;
 mod federation;
 mod help;
