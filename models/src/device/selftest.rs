@@ -112,7 +112,7 @@ impl Tolerance {
 pub fn seq_lens(kind: DeviceKind) -> &'static [usize] {
     match kind {
         DeviceKind::Software => &[16],
-        _ => &[32, 1024],
+        _ => &[64, 1024, 2048],
     }
 }
 

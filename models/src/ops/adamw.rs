@@ -65,9 +65,10 @@ impl AdamW {
         };
         let state = if is_cpu(&state.params.device()) {
             advance(state, grads, &factors)
-        } else {
+        } else if kernels::run_on(&grads) {
             kernels::adamw(state, &grads, &factors)
-                .unwrap_or_else(|state| composed::advance(state, grads, &factors))
+        } else {
+            composed::advance(state, grads, &factors)
         };
         self.first = state.first;
         self.second = state.second;

@@ -46,8 +46,11 @@ impl Head {
     ) -> (Tensor<1>, Tensor<2>) {
         let (losses, dh) = self.token_losses(h, targets, weight, share);
         if !is_cpu(&h.device()) {
-            let sum = kernels::sum(&losses);
-            return (sum.unwrap_or_else(|| losses.sum()), dh);
+            let sum = match kernels::run_on(&losses) {
+                true => kernels::sum(&losses),
+                false => losses.sum(),
+            };
+            return (sum, dh);
         }
         let losses = Host::of(losses);
         let sum: f64 = losses.values().iter().copied().map(f64::from).sum();
@@ -176,11 +179,11 @@ impl Head {
         let (mut losses, mut dh) = (Vec::new(), Vec::new());
         for (h, targets) in self.chunks(h, targets, 1.0) {
             let targets = indices(targets, &h.device());
-            let (of_chunk, dlogits) =
-                kernels::losses(self.weight.forward(&h), &targets, weight, self.soft_cap)
-                    .unwrap_or_else(|logits| {
-                        composed::losses(logits, targets, weight, self.soft_cap)
-                    });
+            let logits = self.weight.forward(&h);
+            let (of_chunk, dlogits) = match kernels::run_on(&logits) {
+                true => kernels::losses(logits, &targets, weight, self.soft_cap),
+                false => composed::losses(logits, targets, weight, self.soft_cap),
+            };
             losses.push(of_chunk);
             dh.push(self.weight.backward(&dlogits));
         }
@@ -191,8 +194,10 @@ impl Head {
         let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
             let targets = indices(targets, &h.device());
             let logits = self.weight.forward(&h);
-            kernels::log_probs(&logits, &targets, self.soft_cap)
-                .unwrap_or_else(|| composed::log_probs(logits, targets, self.soft_cap))
+            match kernels::run_on(&logits) {
+                true => kernels::log_probs(&logits, &targets, self.soft_cap),
+                false => composed::log_probs(logits, targets, self.soft_cap),
+            }
         });
         joined(parts.collect())
     }

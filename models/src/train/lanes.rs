@@ -55,7 +55,7 @@ pub(crate) fn side_by_side<T: Send, R: Send>(
     work: impl Fn(T) -> R + Sync,
 ) -> Vec<R> {
     match in_pool {
-        true => lanes.into_par_iter().map(work).collect(),
+        true => lanes.into_par_iter().map(&work).collect(),
         false => lanes.into_iter().map(work).collect(),
     }
 }

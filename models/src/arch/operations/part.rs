@@ -12,8 +12,8 @@ use crate::batch::Batch;
 use crate::lora::BlockLora;
 use crate::measure::cost::{self, AttentionShape, Cost, GroupShape};
 use crate::ops::{
-    Attended, AttentionSpec, GroupLora, LinearGroup, Turn, attention, attention_backward, glu,
-    glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward, rotate, tensor_on,
+    Attended, AttentionSpec, GroupLora, LinearGroup, Segments, Turn, attention, attention_backward,
+    glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward, rotate, tensor_on,
 };
 
 /// The linear groups of a block.
@@ -311,10 +311,11 @@ impl<'a> Part<'a> {
             .map(|&layer| self.attention_shape(layer).forward());
         let cost = cost.sum();
         let qkv = self.noise(self.tokens(), model.blocks[0].attention.qkv_width());
+        let segments = Segments::new(batch.segments.clone(), &model.device);
         Piece::new(layers.len(), cost, move || {
             for &layer in &layers {
                 let spec = &model.blocks[layer].attention;
-                drop(attention(&qkv, &batch.segments, spec));
+                drop(attention(&qkv, &segments, spec));
             }
         })
     }
@@ -329,11 +330,12 @@ impl<'a> Part<'a> {
         let spec = &model.blocks[0].attention;
         let qkv = self.noise(self.tokens(), spec.qkv_width());
         let dout = self.noise(self.tokens(), spec.out_width());
+        let segments = Segments::new(batch.segments.clone(), &model.device);
         // Layers with the same window leave the same.
         let mut kinds: Vec<(AttentionSpec, Attended)> = Vec::new();
         for block in &model.blocks {
             if !kinds.iter().any(|(spec, _)| *spec == block.attention) {
-                let attended = attention(&qkv, &batch.segments, &block.attention);
+                let attended = attention(&qkv, &segments, &block.attention);
                 kinds.push((block.attention, attended));
             }
         }
@@ -341,13 +343,7 @@ impl<'a> Part<'a> {
             for &layer in &layers {
                 let wanted = &model.blocks[layer].attention;
                 for (spec, attended) in kinds.iter().filter(|(spec, _)| spec == wanted) {
-                    drop(attention_backward(
-                        &dout,
-                        &qkv,
-                        attended,
-                        &batch.segments,
-                        spec,
-                    ));
+                    drop(attention_backward(&dout, &qkv, attended, &segments, spec));
                 }
             }
         })
@@ -373,7 +369,8 @@ impl<'a> Part<'a> {
         let gate_up = self.noise(self.tokens(), 2 * ffn);
         let dy = self.noise(self.tokens(), ffn);
         Piece::new(runs, cost, move || {
-            (0..runs).for_each(|_| drop(glu_backward(&dy, &gate_up, activation)));
+            // Held here too, it is not overwritten as in a step.
+            (0..runs).for_each(|_| drop(glu_backward(&dy, gate_up.clone(), activation)));
         })
     }
 

@@ -6,9 +6,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::adamw::{Factors, State};
-use super::super::cube::{cube, empty, tensor};
+use super::super::cube::{empty, tensor};
 use super::super::host::tensor_on;
-use super::{UNITS, cube_sum, lanes, row_cubes, units, writable};
+use super::{UNITS, buffer, cube_sum, lanes, row_cubes, units, writable};
 
 /// Vectors that one dispatch puts together: with the result and the kernel's numbers they are the
 /// eight buffers that WebGPU guarantees.
@@ -18,16 +18,10 @@ const PER_UNIT: usize = 8;
 /// Cubes of a summing pass, at most.
 const PARTS: usize = 256;
 
-/// `a·y + b·x`; gives `y` back where there are no kernels.
-pub(in crate::ops) fn combine(
-    y: Tensor<1>,
-    a: f32,
-    x: &Tensor<1>,
-    b: f32,
-) -> Result<Tensor<1>, Tensor<1>> {
+/// `a·y + b·x`.
+pub(in crate::ops) fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
     let [len] = y.dims();
-    let Some(x) = cube(x) else { return Err(y) };
-    let y = writable(y)?;
+    let (y, x) = (writable(y), buffer(x));
     let lanes = lanes(len);
     let vectors = len / lanes;
     combine_kernel::launch(
@@ -41,16 +35,12 @@ pub(in crate::ops) fn combine(
         a,
         b,
     );
-    Ok(tensor(y))
+    tensor(y)
 }
 
-/// One vector after the other, [`JOINED`] of them by one dispatch; gives them back where there are
-/// no kernels.
-pub(in crate::ops) fn concatenate(parts: Vec<Tensor<1>>) -> Result<Tensor<1>, Vec<Tensor<1>>> {
-    let buffers: Option<Vec<CubeTensor>> = parts.iter().map(cube).collect();
-    let Some(buffers) = buffers.filter(|buffers| !buffers.is_empty()) else {
-        return Err(parts);
-    };
+/// One vector after the other, [`JOINED`] of them by one dispatch.
+pub(in crate::ops) fn concatenate(parts: &[Tensor<1>]) -> Tensor<1> {
+    let buffers: Vec<CubeTensor> = parts.iter().map(buffer).collect();
     let lengths: Vec<usize> = parts.iter().map(|part| part.dims()[0]).collect();
     let out = empty(&buffers[0], [lengths.iter().sum()]);
     let mut first = 0;
@@ -80,19 +70,19 @@ pub(in crate::ops) fn concatenate(parts: Vec<Tensor<1>>) -> Result<Tensor<1>, Ve
         );
         first += count;
     }
-    Ok(tensor(out))
+    tensor(out)
 }
 
 /// `Σ x`, a tensor of one element.
-pub(in crate::ops) fn sum(x: &Tensor<1>) -> Option<Tensor<1>> {
+pub(in crate::ops) fn sum(x: &Tensor<1>) -> Tensor<1> {
     let [len] = x.dims();
-    Some(tensor(finish(cube(x)?, len, 1)))
+    tensor(finish(buffer(x), len, 1))
 }
 
 /// `Σ x²`, a tensor of one element.
-pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Option<Tensor<1>> {
+pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
     let [len] = x.dims();
-    let x = cube(x)?;
+    let x = buffer(x);
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&x, [parts]);
@@ -106,21 +96,18 @@ pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Option<Tensor<1>> {
         len / lanes,
         parts * UNITS,
     );
-    Some(tensor(finish(sums, parts, 1)))
+    tensor(finish(sums, parts, 1))
 }
 
-/// `g + mu·(w - anchor)` and the two sums of squares; gives `g` back where there are no kernels.
+/// `g + mu·(w - anchor)` and the two sums of squares.
 pub(in crate::ops) fn pull(
     g: Tensor<1>,
     w: &Tensor<1>,
     anchor: &Tensor<1>,
     mu: f32,
-) -> Result<(Tensor<1>, Tensor<1>), Tensor<1>> {
+) -> (Tensor<1>, Tensor<1>) {
     let [len] = g.dims();
-    let Some((w, anchor)) = cube(w).zip(cube(anchor)) else {
-        return Err(g);
-    };
-    let g = writable(g)?;
+    let (g, w, anchor) = (writable(g), buffer(w), buffer(anchor));
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&g, [2, parts]);
@@ -138,26 +125,16 @@ pub(in crate::ops) fn pull(
         parts,
         mu,
     );
-    Ok((tensor(g), tensor(finish(sums, parts, 2))))
+    (tensor(g), tensor(finish(sums, parts, 2)))
 }
 
-/// One AdamW step, written over what it changes; gives that back where there are no kernels.
-pub(in crate::ops) fn adamw(
-    state: State,
-    grads: &Tensor<1>,
-    factors: &Factors,
-) -> Result<State, State> {
+/// One AdamW step, written over what it changes.
+pub(in crate::ops) fn adamw(state: State, grads: &Tensor<1>, factors: &Factors) -> State {
     let [len] = grads.dims();
     // A tensor, not arguments: those are cached, and these are others in every step.
     let factors = tensor_on(factors.to_vec(), [7], &grads.device());
-    let Some((grads, factors)) = cube(grads).zip(cube(&factors)) else {
-        return Err(state);
-    };
-    let [Ok(params), Ok(first), Ok(second)] =
-        [state.params, state.first, state.second].map(writable)
-    else {
-        panic!("parameters, moments and gradients lie on different devices");
-    };
+    let (grads, factors) = (buffer(grads), buffer(&factors));
+    let [params, first, second] = [state.params, state.first, state.second].map(writable);
     let lanes = lanes(len);
     let vectors = len / lanes;
     adamw_kernel::launch(
@@ -172,11 +149,11 @@ pub(in crate::ops) fn adamw(
         factors.into_buffer_arg(),
         vectors,
     );
-    Ok(State {
+    State {
         params: tensor(params),
         first: tensor(first),
         second: tensor(second),
-    })
+    }
 }
 
 /// Cubes that sum up so many vectors.

@@ -3,15 +3,15 @@
 use burn::tensor::Tensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{cube, empty, tensor};
+use super::super::cube::{empty, tensor};
 use super::super::glu::{GELU_CUBIC, SQRT_2_OVER_PI};
-use super::{CUBES, UNITS, lanes, units, writable};
+use super::{CUBES, UNITS, buffer, lanes, tanh, units, writable};
 use crate::config::Activation;
 
 /// `activation(gate) · up`.
-pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Option<Tensor<2>> {
+pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     let [rows, width] = gate_up.dims();
-    let gate_up = cube(gate_up)?;
+    let gate_up = buffer(gate_up);
     let out = empty(&gate_up, [rows, width / 2]);
     let lanes = lanes(width / 2);
     let ffn = width / 2 / lanes;
@@ -26,21 +26,17 @@ pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Option
         ffn,
         activation == Activation::GeluTanh,
     );
-    Some(tensor(out))
+    tensor(out)
 }
 
-/// The gradient with respect to gate and up, written over them; gives them back where there are no
-/// kernels.
+/// The gradient with respect to gate and up, written over them.
 pub(in crate::ops) fn glu_backward(
     dy: &Tensor<2>,
     gate_up: Tensor<2>,
     activation: Activation,
-) -> Result<Tensor<2>, Tensor<2>> {
+) -> Tensor<2> {
     let [rows, width] = gate_up.dims();
-    let Some(dy) = cube(dy) else {
-        return Err(gate_up);
-    };
-    let gate_up = writable(gate_up)?;
+    let (dy, gate_up) = (buffer(dy), writable(gate_up));
     let lanes = lanes(width / 2);
     let ffn = width / 2 / lanes;
     backward_kernel::launch(
@@ -54,7 +50,7 @@ pub(in crate::ops) fn glu_backward(
         ffn,
         activation == Activation::GeluTanh,
     );
-    Ok(tensor(gate_up))
+    tensor(gate_up)
 }
 
 fn cubes(rows: usize, ffn: usize) -> CubeCount {
@@ -137,5 +133,5 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 
 #[cube]
 fn gelu_tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    (Vector::new(SQRT_2_OVER_PI) * (x + Vector::new(GELU_CUBIC) * x * x * x)).tanh()
+    tanh(Vector::new(SQRT_2_OVER_PI) * (x + Vector::new(GELU_CUBIC) * x * x * x))
 }

@@ -5,7 +5,7 @@
 //! dimension, few kilobytes of shared memory, and no subgroups. Rows are reduced by a tree in
 //! shared memory, always in the same order, so a kernel repeats itself to the last bit.
 //!
-//! A function here returns nothing if its tensors live on a device that runs no CubeCL kernels.
+//! Callers ask [`run_on`] first; a tensor of a device that runs no kernels is a panic here.
 
 mod dropout;
 mod flat;
@@ -16,11 +16,14 @@ mod rope;
 #[cfg(test)]
 mod twins;
 
-use burn::tensor::Tensor;
+use burn::tensor::kind::Basic;
+use burn::tensor::{BackendPrimitive, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+
+use super::cube::cube;
 
 pub(super) use dropout::dropout;
 pub(super) use flat::{adamw, combine, concatenate, pull, sum, sum_of_squares};
@@ -55,19 +58,43 @@ fn units(count: usize) -> CubeDim {
     CubeDim::new_1d(count as u32)
 }
 
+/// Whether the device of a tensor runs CubeCL kernels.
+pub(super) fn run_on<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let tensor = tensor.clone().try_into_primitive::<CubeBackend>();
+    tensor.is_ok()
+}
+
+/// The buffer of a tensor, row-major.
+fn buffer<const D: usize, K>(tensor: &Tensor<D, K>) -> CubeTensor
+where
+    K: Basic + BackendPrimitive<CubeBackend, Primitive = CubeTensor>,
+{
+    match cube(tensor) {
+        Some(buffer) => buffer,
+        None => panic!("a kernel was given a tensor of a device that runs none"),
+    }
+}
+
 /// The buffer of a tensor that is to be written over: its own if nobody else holds that, a copy
-/// otherwise. On a device that runs no kernels the tensor comes back.
-fn writable<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, Tensor<D>> {
-    let kept = tensor.clone();
-    let Ok(buffer) = tensor.try_into_primitive::<CubeBackend>() else {
-        return Err(kept);
+/// otherwise.
+fn writable<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
+    let buffer = match tensor.try_into_primitive::<CubeBackend>() {
+        Ok(buffer) => into_contiguous(buffer),
+        Err(error) => panic!("a kernel was given a tensor of a device that runs none: {error:?}"),
     };
-    drop(kept);
-    let buffer = into_contiguous(buffer);
-    Ok(match buffer.can_mut() {
+    match buffer.can_mut() {
         true => buffer,
         false => buffer.copy(),
-    })
+    }
+}
+
+/// The hyperbolic tangent: exactly one from 10 on, where exponentials in a driver's own overflow
+/// sooner or later.
+#[cube]
+fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    let (one, ten) = (Vector::<f32, N>::new(1.0), Vector::<f32, N>::new(10.0));
+    // Not a clamp, which may hide a NaN.
+    select(x > ten, one, select(x < -ten, -one, x.tanh()))
 }
 
 /// The sum of every unit's value, for all of them.

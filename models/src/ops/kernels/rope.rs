@@ -3,22 +3,20 @@
 use burn::tensor::Tensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{cube, tensor};
+use super::super::cube::tensor;
 use super::super::rope::{Rotation, Turn};
-use super::{CUBES, UNITS, lanes, units, writable};
+use super::{CUBES, UNITS, buffer, lanes, units, writable};
 
-/// Rotates the first `heads` heads of each row; gives `x` back where there are no kernels.
+/// Rotates the first `heads` heads of each row.
 pub(in crate::ops) fn rotate(
     x: Tensor<2>,
     rotation: &Rotation,
     heads: usize,
     turn: Turn,
-) -> Result<Tensor<2>, Tensor<2>> {
+) -> Tensor<2> {
     let [tokens, width] = x.dims();
-    let Some((cos, sin)) = cube(rotation.cos()).zip(cube(rotation.sin())) else {
-        return Err(x);
-    };
-    let x = writable(x)?;
+    let (cos, sin) = (buffer(rotation.cos()), buffer(rotation.sin()));
+    let x = writable(x);
     let half = rotation.cos().dims()[1];
     let lanes = lanes(half);
     let pairs = heads * half / lanes;
@@ -44,7 +42,7 @@ pub(in crate::ops) fn rotate(
         pairs,
         half / lanes,
     );
-    Ok(tensor(x))
+    tensor(x)
 }
 
 #[cube(launch)]

@@ -108,7 +108,7 @@ fn gpu_gated_units_agree() {
     let Some(gpu) = gpu() else { return };
     for activation in [Activation::Silu, Activation::GeluTanh] {
         for [rows, ffn] in SHAPES {
-            let x = random("x", [rows, 2 * ffn]).mul_scalar(8.0);
+            let x = random("x", [rows, 2 * ffn]).mul_scalar(60.0);
             let dy = random("dy", [rows, ffn]);
             let [gpu_x, gpu_dy] = [&x, &dy].map(|t: &Tensor<2>| t.clone().to_device(&gpu));
             agrees(
@@ -160,7 +160,7 @@ fn gpu_losses_agree() {
             let gpu_logits: Tensor<2> = logits.clone().to_device(&gpu);
             let what = |name| format!("{name} [{rows}, {vocabulary}] {soft_cap:?}");
 
-            let log_probs = super::log_probs(&gpu_logits, &there, soft_cap).unwrap();
+            let log_probs = super::log_probs(&gpu_logits, &there, soft_cap);
             let twin = loss::composed::log_probs(logits.clone(), here.clone(), soft_cap);
             let mut fused = Host::of(logits.clone()).into_values();
             let losses = loss::loss_rows(&mut fused, &targets, 0.7, soft_cap);
@@ -172,9 +172,7 @@ fn gpu_losses_agree() {
                 &twin,
                 1e-5,
             );
-            let Ok((losses, gradient)) = super::losses(gpu_logits, &there, 0.7, soft_cap) else {
-                panic!("no kernels on a GPU");
-            };
+            let (losses, gradient) = super::losses(gpu_logits, &there, 0.7, soft_cap);
             assert_eq!(
                 Host::of(losses.neg().to_device(&Device::flex())).values(),
                 Host::of(log_probs.to_device(&Device::flex())).values()
@@ -207,9 +205,9 @@ fn gpu_flat_passes_agree() {
             &flat::composed::sum_of_squares(&g),
             1e-5,
         );
-        let sum = super::sum(&gpu_g).unwrap();
+        let sum = super::sum(&gpu_g);
         let ones = g.clone().abs().add_scalar(1.0).to_device(&gpu);
-        let of_ones = super::sum(&ones).unwrap();
+        let of_ones = super::sum(&ones);
         let exact = |t: &Tensor<1>| {
             let sum: f64 = Host::of(t.clone())
                 .values()
@@ -268,9 +266,7 @@ fn gpu_adamw_agrees() {
             }
         };
         let gpu_grads = grads.clone().to_device(&gpu);
-        let Ok(got) = super::adamw(state(&gpu), &gpu_grads, &factors) else {
-            panic!("no kernels on a GPU");
-        };
+        let got = super::adamw(state(&gpu), &gpu_grads, &factors);
         let fused = adamw::advance(state(&Device::flex()), grads.clone(), &factors);
         let twin = adamw::composed::advance(state(&Device::flex()), grads, &factors);
         agrees("parameters", got.params, &fused.params, &twin.params, 1e-5);
