@@ -8,7 +8,7 @@ use std::slice;
 use anyhow::anyhow;
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use fedllm_models::device::{DeviceChoice, Selection};
+use fedllm_models::device::{self, DeviceChoice, Selection};
 use fedllm_models::measure::{
     MeasureError, Operation, Peaks, Workload, base_estimate, measure_peaks, new_adapter,
     time_generation, time_operations, time_steps, training_estimate,
@@ -185,6 +185,13 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         bar.inc(1)
     });
     explained(warm)?;
+    // Watched apart from the timed ones, because watching slows it down.
+    let watched = device::memory(model.device()).map(|_| {
+        let step = || time_steps(&mut trainer, first, work.kind, (1, 0), &mut || {});
+        let (step, usage) = device::usage(model.device(), step);
+        step.map(|_| usage.dispatches())
+    });
+    let dispatches = explained(watched.transpose())?;
     // Before operations are taken apart: what a training holds.
     let memory = MemoryReport::now(&model);
     let times = time_operations(&mut trainer, &batch, work.kind, repeats, &mut |next| {
@@ -194,6 +201,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let (times, operations) = explained(times)?;
     let mut report = StepReport::new(&args, subject, memory, &batch, &times, &operations);
+    report.dispatches = dispatches;
     if let Some(peaks) = peaks(&args, &selection, global)? {
         report.compare(&peaks);
     }

@@ -4,12 +4,14 @@
 //! [`Int8Rows`] and [`Nf4Matrix`] are the two formats that we quantize to ourselves.
 
 mod dequantize;
+mod dot;
 mod int8;
 mod matrix;
 mod nf4;
 mod quantize;
 
 pub use dequantize::dequantize_row;
+pub(crate) use dot::DotInput;
 pub use int8::Int8Rows;
 pub use matrix::{QuantMatrix, RowOrder};
 pub use nf4::{NF4_BLOCK, NF4_CODEBOOK, Nf4Matrix};

@@ -1,6 +1,6 @@
 //! The results of `bench`, as its JSON has them. Names hold their units.
 
-use fedllm_models::device::Selection;
+use fedllm_models::device::{self, Selection};
 use fedllm_models::measure::{
     Cost, GenerationTimes, OperationTime, Peaks, StepTimes, median, resident,
 };
@@ -53,10 +53,10 @@ pub(super) struct MemoryReport {
 
 impl MemoryReport {
     pub(super) fn now(model: &CausalLm) -> Self {
-        let usage = model.device().memory_pool_usage();
+        let on_device = device::memory(model.device());
         Self {
             peak_rss_mib: resident().map(|resident| resident.peak_kib as f64 / 1024.0),
-            device_memory_mib: usage.map(|usage| usage.bytes_reserved as f64 / MIB),
+            device_memory_mib: on_device.map(|memory| memory.reserved as f64 / MIB),
         }
     }
 }

@@ -50,6 +50,9 @@ pub(super) fn of_step(report: &StepReport) -> String {
         ),
     );
     memory_lines(&mut text, &report.memory);
+    if let Some(dispatches) = report.dispatches {
+        line(&mut text, "dispatches", format!("{dispatches} a step"));
+    }
     if let Some(roofline) = &report.roofline {
         let half = roofline.peak_f16_flops_per_second;
         let half = half.map_or(String::new(), |peak| format!(" ({} in f16)", giga(peak)));

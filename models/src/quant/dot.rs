@@ -1,0 +1,287 @@
+//! Dot products with rows of blocks, without unpacking them to memory: with `q` the codes of a block,
+//! `Σ (s·q + m)·x = s·Σ q·x + m·Σ x`, so scale and minimum are used once a block.
+//!
+//! For the formats whose blocks are 32 values with one scale, on processors with AVX2 and FMA.
+
+use std::ops::Range;
+
+use super::{BlockFormat, QuantMatrix};
+
+/// Values of a block.
+const BLOCK: usize = 32;
+
+/// Vectors that rows of a [`QuantMatrix`] are multiplied with.
+pub(crate) struct DotInput<'a> {
+    rows: Vec<&'a [f32]>,
+    /// `[rows, blocks]`: the sum of each block's values.
+    sums: Vec<f32>,
+}
+
+impl<'a> DotInput<'a> {
+    /// Takes vectors of one length.
+    pub(crate) fn new(rows: Vec<&'a [f32]>) -> Self {
+        let sums = rows.iter().flat_map(|row| row.as_chunks::<BLOCK>().0);
+        let sums = sums.map(|block| block.iter().sum()).collect();
+        Self { rows, sums }
+    }
+}
+
+impl QuantMatrix {
+    /// Writes the dot products of rows `range` with each vector to `out`, `[range.len(), vectors]`,
+    /// or returns false where this format or this processor has no such way.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows, or the vectors are of another length than they.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn dots(&self, range: Range<usize>, x: &DotInput<'_>, out: &mut [f32]) -> bool {
+        let Some(simd) = pulp::x86::V3::try_new() else {
+            return false;
+        };
+        let (matrix, rows) = (self, range);
+        let job = x86::Dots {
+            simd,
+            matrix,
+            rows,
+            x,
+            out,
+        };
+        match self.format() {
+            BlockFormat::Q4_0 => pulp::Simd::vectorize(simd, x86::Q4_0(job)),
+            BlockFormat::Q4_1 => pulp::Simd::vectorize(simd, x86::Q4_1(job)),
+            BlockFormat::Q8_0 => pulp::Simd::vectorize(simd, x86::Q8_0(job)),
+            _ => return false,
+        }
+        true
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn dots(&self, _: Range<usize>, _: &DotInput<'_>, _: &mut [f32]) -> bool {
+        false
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{__m128i, __m256};
+    use std::ops::Range;
+
+    use pulp::NullaryFnOnce;
+    use pulp::x86::V3;
+
+    use super::super::QuantMatrix;
+    use super::super::dequantize::f16;
+    use super::{BLOCK, DotInput};
+
+    /// Vectors of eight that a block's codes fill.
+    const PARTS: usize = BLOCK / 8;
+    /// Blocks whose scales are converted at once.
+    const HEADS: usize = 16;
+
+    pub(super) struct Dots<'a> {
+        pub(super) simd: V3,
+        pub(super) matrix: &'a QuantMatrix,
+        pub(super) rows: Range<usize>,
+        pub(super) x: &'a DotInput<'a>,
+        pub(super) out: &'a mut [f32],
+    }
+
+    pub(super) struct Q4_0<'a>(pub(super) Dots<'a>);
+    pub(super) struct Q4_1<'a>(pub(super) Dots<'a>);
+    pub(super) struct Q8_0<'a>(pub(super) Dots<'a>);
+
+    impl NullaryFnOnce for Q4_0<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn call(self) {
+            let simd = self.0.simd;
+            self.0.run(
+                #[inline(always)]
+                |block: &[u8; 18]| nibbles(simd, block.last_chunk()),
+                #[inline(always)]
+                |block| {
+                    let scale = f16([block[0], block[1]]);
+                    [scale, -8.0 * scale]
+                },
+            );
+        }
+    }
+
+    impl NullaryFnOnce for Q4_1<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn call(self) {
+            let simd = self.0.simd;
+            self.0.run(
+                #[inline(always)]
+                |block: &[u8; 20]| nibbles(simd, block.last_chunk()),
+                #[inline(always)]
+                |block| [f16([block[0], block[1]]), f16([block[2], block[3]])],
+            );
+        }
+    }
+
+    impl NullaryFnOnce for Q8_0<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn call(self) {
+            let simd = self.0.simd;
+            self.0.run(
+                #[inline(always)]
+                |block: &[u8; 34]| bytes(simd, block.last_chunk()),
+                #[inline(always)]
+                |block| [f16([block[0], block[1]]), 0.0],
+            );
+        }
+    }
+
+    impl Dots<'_> {
+        /// Four, two or one vector at a time: their sums stay in registers.
+        #[inline(always)]
+        fn run<const B: usize>(
+            self,
+            codes: impl Fn(&[u8; B]) -> [__m256; PARTS],
+            head: impl Fn(&[u8; B]) -> [f32; 2],
+        ) {
+            let (vectors, blocks) = (self.x.rows.len(), self.matrix.cols() / BLOCK);
+            for (row, out) in self.rows.clone().zip(self.out.chunks_exact_mut(vectors)) {
+                let (stored, _) = self.matrix.row_bytes(row).as_chunks::<B>();
+                let mut first = 0;
+                while first < vectors {
+                    let (x, sums) = (&self.x.rows[first..], &self.x.sums[first * blocks..]);
+                    let out = &mut out[first..];
+                    first += match vectors - first {
+                        4.. => dots::<4, B>(self.simd, stored, x, sums, out, &codes, &head),
+                        2.. => dots::<2, B>(self.simd, stored, x, sums, out, &codes, &head),
+                        _ => dots::<1, B>(self.simd, stored, x, sums, out, &codes, &head),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The dot products of one stored row with `N` vectors; returns `N`.
+    #[inline(always)]
+    fn dots<const N: usize, const B: usize>(
+        simd: V3,
+        stored: &[[u8; B]],
+        x: &[&[f32]],
+        sums: &[f32],
+        out: &mut [f32],
+        codes: &impl Fn(&[u8; B]) -> [__m256; PARTS],
+        head: &impl Fn(&[u8; B]) -> [f32; 2],
+    ) -> usize {
+        let blocks = stored.len();
+        let mut vectors = [&[][..]; N];
+        let mut block_sums = [&[][..]; N];
+        for i in 0..N {
+            vectors[i] = &x[i].as_chunks::<BLOCK>().0[..blocks];
+            block_sums[i] = &sums[i * blocks..][..blocks];
+        }
+        let zero: __m256 = pulp::cast([0.0f32; 8]);
+        let (mut scaled, mut offsets) = ([zero; N], [0.0f32; N]);
+        for (start, part) in (0..).step_by(HEADS).zip(stored.chunks(HEADS)) {
+            // Ahead of the codes, so that the compiler converts many at once.
+            let mut heads = [[0.0; 2]; HEADS];
+            for (to, block) in heads.iter_mut().zip(part) {
+                *to = head(block);
+            }
+            for ((i, block), [scale, minimum]) in (start..).zip(part).zip(heads) {
+                let codes = codes(block);
+                let scale = simd.avx._mm256_set1_ps(scale);
+                for n in 0..N {
+                    let (x, _) = vectors[n][i].as_chunks::<8>();
+                    let mut sum = simd.avx._mm256_mul_ps(codes[0], pulp::cast(x[0]));
+                    for k in 1..PARTS {
+                        sum = simd.fma._mm256_fmadd_ps(codes[k], pulp::cast(x[k]), sum);
+                    }
+                    scaled[n] = simd.fma._mm256_fmadd_ps(scale, sum, scaled[n]);
+                    offsets[n] += minimum * block_sums[n][i];
+                }
+            }
+        }
+        for n in 0..N {
+            let lanes: [f32; 8] = pulp::cast(scaled[n]);
+            out[n] = lanes.iter().sum::<f32>() + offsets[n];
+        }
+        N
+    }
+
+    /// Sixteen pairs of four bits, the low ones first, as numbers.
+    #[inline(always)]
+    fn nibbles(simd: V3, pairs: Option<&[u8; 16]>) -> [__m256; PARTS] {
+        // A block is longer than its codes.
+        let pairs: __m128i = pulp::cast(*pairs.unwrap_or(&[0; 16]));
+        let mask = simd.sse2._mm_set1_epi8(15);
+        let low = simd.sse2._mm_and_si128(pairs, mask);
+        let high = simd
+            .sse2
+            ._mm_and_si128(simd.sse2._mm_srli_epi16::<4>(pairs), mask);
+        let number = |bytes| {
+            let whole = simd.avx2._mm256_cvtepu8_epi32(bytes);
+            simd.avx._mm256_cvtepi32_ps(whole)
+        };
+        let upper = |bytes| simd.sse2._mm_srli_si128::<8>(bytes);
+        [
+            number(low),
+            number(upper(low)),
+            number(high),
+            number(upper(high)),
+        ]
+    }
+
+    /// Thirty-two signed bytes as numbers.
+    #[inline(always)]
+    fn bytes(simd: V3, bytes: Option<&[u8; 32]>) -> [__m256; PARTS] {
+        // A block is longer than its codes.
+        let (eights, _) = bytes.unwrap_or(&[0; 32]).as_chunks::<8>();
+        let number = |i: usize| {
+            let mut padded = [0u8; 16];
+            padded[..8].copy_from_slice(&eights[i]);
+            let whole = simd.avx2._mm256_cvtepi8_epi32(pulp::cast(padded));
+            simd.avx._mm256_cvtepi32_ps(whole)
+        };
+        [number(0), number(1), number(2), number(3)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_are_those_of_the_unpacked_rows() {
+        let (rows, cols) = (5, 32 * 21);
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+            // No byte above 0x3b: no scale is infinite or NaN.
+            let len = rows * format.row_bytes(cols).unwrap();
+            let bytes: Vec<u8> = (0..len).map(|_| next() % 0x3c).collect();
+            let matrix = QuantMatrix::new(rows, cols, format, bytes).unwrap();
+            let values = matrix.to_f32();
+            for vectors in 1..=8 {
+                let x: Vec<Vec<f32>> = (0..vectors)
+                    .map(|_| (0..cols).map(|_| f32::from(next()) - 127.0).collect())
+                    .collect();
+                let mut out = vec![f32::NAN; 4 * vectors];
+                let input = DotInput::new(x.iter().map(Vec::as_slice).collect());
+                if !matrix.dots(1..5, &input, &mut out) {
+                    continue;
+                }
+                for (i, out) in out.chunks_exact(vectors).enumerate() {
+                    let row = &values[(i + 1) * cols..][..cols];
+                    for (x, out) in x.iter().zip(out) {
+                        let terms = || row.iter().zip(x).map(|(a, b)| f64::from(a * b));
+                        let size: f64 = terms().map(f64::abs).sum();
+                        let error = (f64::from(*out) - terms().sum::<f64>()).abs();
+                        assert!(error <= 1e-6 * size, "{format}, {vectors}: {error}");
+                    }
+                }
+            }
+        }
+    }
+}
