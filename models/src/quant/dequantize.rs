@@ -108,9 +108,14 @@ pub(super) fn unpack(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
 /// A subnormal number is a count of the smallest one.
 #[inline(always)]
 pub(super) fn f16(bytes: [u8; 2]) -> f32 {
+    f16_of_bits(u32::from(u16::from_le_bytes(bytes)))
+}
+
+/// As [`f16`], of the lower 16 bits where the others are zero.
+#[inline(always)]
+pub(super) fn f16_of_bits(half: u32) -> f32 {
     const REBIAS: u32 = 112 << 23;
     const SMALLEST: f32 = f32::from_bits((127 - 24) << 23);
-    let half = u32::from(u16::from_le_bytes(bytes));
     let magnitude = half & 0x7fff;
     let special = if magnitude >= 0x7c00 { REBIAS } else { 0 };
     let normal = (magnitude << 13) + REBIAS + special;

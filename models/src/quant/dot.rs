@@ -70,7 +70,7 @@ mod x86 {
     use pulp::x86::V3;
 
     use super::super::QuantMatrix;
-    use super::super::dequantize::f16;
+    use super::super::dequantize::f16_of_bits;
     use super::{BLOCK, DotInput};
 
     /// Vectors of eight that a block's codes fill.
@@ -99,10 +99,7 @@ mod x86 {
                 #[inline(always)]
                 |block: &[u8; 18]| nibbles(simd, block.last_chunk()),
                 #[inline(always)]
-                |block| {
-                    let scale = f16([block[0], block[1]]);
-                    [scale, -8.0 * scale]
-                },
+                |scale, _| -8.0 * scale,
             );
         }
     }
@@ -116,7 +113,7 @@ mod x86 {
                 #[inline(always)]
                 |block: &[u8; 20]| nibbles(simd, block.last_chunk()),
                 #[inline(always)]
-                |block| [f16([block[0], block[1]]), f16([block[2], block[3]])],
+                |_, minimum| minimum,
             );
         }
     }
@@ -130,18 +127,19 @@ mod x86 {
                 #[inline(always)]
                 |block: &[u8; 34]| bytes(simd, block.last_chunk()),
                 #[inline(always)]
-                |block| [f16([block[0], block[1]]), 0.0],
+                |_, _| 0.0,
             );
         }
     }
 
     impl Dots<'_> {
-        /// Four, two or one vector at a time: their sums stay in registers.
+        /// Four, two or one vector at a time: their sums stay in registers. `minimum` is told the two
+        /// half-precision numbers that a block begins with, of which the second may be codes.
         #[inline(always)]
         fn run<const B: usize>(
             self,
             codes: impl Fn(&[u8; B]) -> [__m256; PARTS],
-            head: impl Fn(&[u8; B]) -> [f32; 2],
+            minimum: impl Fn(f32, f32) -> f32,
         ) {
             let (vectors, blocks) = (self.x.rows.len(), self.matrix.cols() / BLOCK);
             for (row, out) in self.rows.clone().zip(self.out.chunks_exact_mut(vectors)) {
@@ -151,9 +149,9 @@ mod x86 {
                     let (x, sums) = (&self.x.rows[first..], &self.x.sums[first * blocks..]);
                     let out = &mut out[first..];
                     first += match vectors - first {
-                        4.. => dots::<4, B>(self.simd, stored, x, sums, out, &codes, &head),
-                        2.. => dots::<2, B>(self.simd, stored, x, sums, out, &codes, &head),
-                        _ => dots::<1, B>(self.simd, stored, x, sums, out, &codes, &head),
+                        4.. => dots::<4, B>(self.simd, stored, x, sums, out, &codes, &minimum),
+                        2.. => dots::<2, B>(self.simd, stored, x, sums, out, &codes, &minimum),
+                        _ => dots::<1, B>(self.simd, stored, x, sums, out, &codes, &minimum),
                     };
                 }
             }
@@ -169,7 +167,7 @@ mod x86 {
         sums: &[f32],
         out: &mut [f32],
         codes: &impl Fn(&[u8; B]) -> [__m256; PARTS],
-        head: &impl Fn(&[u8; B]) -> [f32; 2],
+        minimum: &impl Fn(f32, f32) -> f32,
     ) -> usize {
         let blocks = stored.len();
         let mut vectors = [&[][..]; N];
@@ -179,14 +177,25 @@ mod x86 {
             block_sums[i] = &sums[i * blocks..][..blocks];
         }
         let zero: __m256 = pulp::cast([0.0f32; 8]);
-        let (mut scaled, mut offsets) = ([zero; N], [0.0f32; N]);
+        let (mut scaled, mut offsets) = ([zero; N], [[0.0f32; HEADS]; N]);
         for (start, part) in (0..).step_by(HEADS).zip(stored.chunks(HEADS)) {
             // Ahead of the codes, so that the compiler converts many at once.
-            let mut heads = [[0.0; 2]; HEADS];
-            for (to, block) in heads.iter_mut().zip(part) {
-                *to = head(block);
+            let mut heads = [0u32; HEADS];
+            for (head, block) in heads.iter_mut().zip(part) {
+                *head = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
             }
-            for ((i, block), [scale, minimum]) in (start..).zip(part).zip(heads) {
+            let (mut scales, mut minimums) = ([0.0; HEADS], [0.0; HEADS]);
+            for i in 0..HEADS {
+                scales[i] = f16_of_bits(heads[i] & 0xffff);
+                minimums[i] = minimum(scales[i], f16_of_bits(heads[i] >> 16));
+            }
+            for n in 0..N {
+                let sums = &block_sums[n][start..start + part.len()];
+                for ((offset, minimum), sum) in offsets[n].iter_mut().zip(minimums).zip(sums) {
+                    *offset += minimum * sum;
+                }
+            }
+            for ((i, block), scale) in (start..).zip(part).zip(scales) {
                 let codes = codes(block);
                 let scale = simd.avx._mm256_set1_ps(scale);
                 for n in 0..N {
@@ -196,13 +205,12 @@ mod x86 {
                         sum = simd.fma._mm256_fmadd_ps(codes[k], pulp::cast(x[k]), sum);
                     }
                     scaled[n] = simd.fma._mm256_fmadd_ps(scale, sum, scaled[n]);
-                    offsets[n] += minimum * block_sums[n][i];
                 }
             }
         }
         for n in 0..N {
             let lanes: [f32; 8] = pulp::cast(scaled[n]);
-            out[n] = lanes.iter().sum::<f32>() + offsets[n];
+            out[n] = lanes.iter().sum::<f32>() + offsets[n].iter().sum::<f32>();
         }
         N
     }
