@@ -45,60 +45,24 @@ pub fn dequantize_row(
 
 /// The values of whole blocks that fit `out`, for callers that have checked that and are compiled
 /// for the processor's vectors.
+#[expect(
+    clippy::redundant_closure,
+    reason = "a closure is compiled for its caller's vectors, a function's name is called"
+)]
 #[inline(always)]
 pub(super) fn unpack(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     match format {
         BlockFormat::F32 => plain(bytes, out, |b: [u8; 4]| f32::from_le_bytes(b)),
         BlockFormat::F16 => halves(bytes, out),
         BlockFormat::BF16 => plain(bytes, out, bf16),
-        BlockFormat::Q8_0 => scaled_blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, h, o| q8_0(b, h, o),
-        ),
-        BlockFormat::Q4_0 => scaled_blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, h, o| q4_0(b, h, o),
-        ),
-        BlockFormat::Q4_1 => scaled_blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, h, o| q4_1(b, h, o),
-        ),
-        BlockFormat::Q5_0 => scaled_blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, h, o| q5_0(b, h, o),
-        ),
-        BlockFormat::Q5_1 => scaled_blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, h, o| q5_1(b, h, o),
-        ),
-        BlockFormat::Q4K => blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, o| q4_k(b, o),
-        ),
-        BlockFormat::Q5K => blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, o| q5_k(b, o),
-        ),
-        BlockFormat::Q6K => blocks(
-            bytes,
-            out,
-            #[inline(always)]
-            |b, o| q6_k(b, o),
-        ),
+        BlockFormat::Q8_0 => scaled_blocks(bytes, out, |b, h, o| q8_0(b, h, o)),
+        BlockFormat::Q4_0 => scaled_blocks(bytes, out, |b, h, o| q4_0(b, h, o)),
+        BlockFormat::Q4_1 => scaled_blocks(bytes, out, |b, h, o| q4_1(b, h, o)),
+        BlockFormat::Q5_0 => scaled_blocks(bytes, out, |b, h, o| q5_0(b, h, o)),
+        BlockFormat::Q5_1 => scaled_blocks(bytes, out, |b, h, o| q5_1(b, h, o)),
+        BlockFormat::Q4K => blocks(bytes, out, |b, o| q4_k(b, o)),
+        BlockFormat::Q5K => blocks(bytes, out, |b, o| q5_k(b, o)),
+        BlockFormat::Q6K => blocks(bytes, out, |b, o| q6_k(b, o)),
     }
 }
 
