@@ -44,18 +44,18 @@ struct Args {
     /// Processes of each kind.
     #[arg(long, default_value_t = 2)]
     runs: usize,
-    /// Only this mode: f32, low-memory or rows.
+    /// Only this mode: keep, low-memory or rows.
     // A child is given the parent's arguments and then its own mode.
     #[arg(long, overrides_with = "mode")]
     mode: Option<Mode>,
-    /// How the base is held, instead of the mode's own choice.
-    #[arg(long)]
-    base_precision: Option<BasePrecision>,
+    /// How the base is held: as-stored, f32, f16, int8 or nf4.
+    #[arg(long, default_value_t = BasePrecision::AsStored)]
+    base_precision: BasePrecision,
     /// Train on these rows (Alpaca template, at most 512 tokens) and report rows a second.
     #[arg(long)]
     rows: Option<PathBuf>,
-    /// A command line for the f32 mode that prints JSON with `median_s`; `{mode}` becomes `--gc` in
-    /// the low-memory mode and nothing otherwise.
+    /// A command line that prints JSON with `median_s`; `{mode}` becomes `--gc` in the low-memory mode
+    /// and nothing otherwise.
     #[arg(long)]
     reference: Option<String>,
     /// Measure here, in this process.
@@ -68,27 +68,20 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
-    /// Dense single-precision base, everything kept for the backward pass.
-    F32,
-    /// The base as its file stores it, blocks computed again in the backward pass.
+    /// What the backward pass needs is kept.
+    Keep,
+    /// Blocks are computed again in the backward pass.
     LowMemory,
-    /// Real rows, as-stored base, nothing computed again.
+    /// Real rows, nothing computed again.
     Rows,
 }
 
 impl Mode {
     fn name(self) -> &'static str {
         match self {
-            Self::F32 => "f32",
+            Self::Keep => "keep",
             Self::LowMemory => "low-memory",
             Self::Rows => "rows",
-        }
-    }
-
-    fn precision(self) -> BasePrecision {
-        match self {
-            Self::F32 => BasePrecision::F32,
-            Self::LowMemory | Self::Rows => BasePrecision::AsStored,
         }
     }
 }
@@ -110,7 +103,7 @@ fn main() -> anyhow::Result<()> {
     let modes = match (args.mode, &args.rows) {
         (Some(mode), _) => vec![mode],
         (None, Some(_)) => vec![Mode::Rows],
-        (None, None) => vec![Mode::F32, Mode::LowMemory],
+        (None, None) => vec![Mode::Keep, Mode::LowMemory],
     };
     if args.child {
         println!("{}", serde_json::to_string(&measure(&args, modes[0])?)?);
@@ -188,7 +181,7 @@ fn in_child(mode: Mode) -> anyhow::Result<Measured> {
 
 fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
     let selection = device::Prober::this_program()?.select(&args.device)?;
-    let precision = args.base_precision.unwrap_or(mode.precision());
+    let precision = args.base_precision;
     let rows = Workload {
         kind: RowKind::Examples,
         rows: args.batch,

@@ -58,7 +58,7 @@ pub struct StepMode {
 
 /// Memory that a step with recomputation spends on not computing attention again. It bounds the
 /// whole model, so memory still grows with block inputs only.
-const KEPT_ATTENTION_BYTES: usize = 96 << 20;
+const KEPT_ATTENTION_BYTES: usize = 48 << 20;
 
 /// What the forward pass left of one block.
 enum Saved {
