@@ -2,8 +2,9 @@
 //! unpacked from its stored form straight into the panels that the innermost loop reads. No dense
 //! copy of a weight ever exists, and a quantized base costs less to read than a dense one.
 //!
-//! The blocking follows Goto and van de Geijn 2008 (ACM TOMS 34(3), 12): a panel of `b` stays in the
-//! first-level cache while rows of `a` pass by from the second, and a tile of `c` stays in registers.
+//! The blocking follows Goto and van de Geijn 2008 (ACM TOMS 34(3), 12): a few rows of `a` stay in the
+//! first-level cache while panel after panel of `b` passes by from the second, and a tile of `c` stays
+//! in registers.
 
 mod few;
 mod panels;
@@ -21,11 +22,10 @@ use tile::{Strip, panel_width};
 
 /// Columns of `b` that one task unpacks: a whole number of the blocks of every format.
 const GROUP: usize = 256;
-/// The longest inner range of one pass: a panel of `b` and a few rows of `a` then fit into a
+/// The longest inner range of one pass: a few rows of `a` and a panel of `b` then fit into a
 /// first-level cache of 32 KiB.
 const DEPTH: usize = 320;
-/// Rows of `c` that one task makes: enough to be worth a task, few enough for their part of `a` to
-/// stay in the second-level cache while panel after panel passes by.
+/// Rows of `c` that one task makes: enough to be worth a task, few enough to share a product out.
 const STRIP_ROWS: (usize, usize) = (48, 144);
 /// A multiple of the rows of every tile.
 const TILE_ROWS: usize = 12;

@@ -35,40 +35,36 @@ impl WithSimd for Strip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let panel = VECTORS * S::F32_LANES;
         let mut row = 0;
         while row < self.a.rows() {
-            let left = self.a.rows() - row;
-            let mut step = 1;
-            for start in (0..self.width).step_by(panel) {
-                // Accumulators must leave registers for a row of the panel and a value of `a`.
-                step = match (S::REGISTER_COUNT, left) {
-                    (32.., 12..) => self.tile::<S, 12>(simd, row, start),
-                    (_, 6..) => self.tile::<S, 6>(simd, row, start),
-                    (_, 4..) => self.tile::<S, 4>(simd, row, start),
-                    (_, 2..) => self.tile::<S, 2>(simd, row, start),
-                    _ => self.tile::<S, 1>(simd, row, start),
-                };
-            }
-            row += step;
+            // Accumulators must leave registers for a row of the panel and a value of `a`.
+            row += match (S::REGISTER_COUNT, self.a.rows() - row) {
+                (32.., 12..) => self.tiles::<S, 12>(simd, row),
+                (_, 6..) => self.tiles::<S, 6>(simd, row),
+                (_, 4..) => self.tiles::<S, 4>(simd, row),
+                (_, 2..) => self.tiles::<S, 2>(simd, row),
+                _ => self.tiles::<S, 1>(simd, row),
+            };
         }
     }
 }
 
 impl Strip<'_> {
-    /// `ROWS` rows of the panel that begins at column `start`; returns how many rows that were.
+    /// `ROWS` rows from `row` on, tile by tile; returns how many rows that were.
     #[inline(always)]
-    fn tile<S: Simd, const ROWS: usize>(&mut self, simd: S, row: usize, start: usize) -> usize {
+    fn tiles<S: Simd, const ROWS: usize>(&mut self, simd: S, row: usize) -> usize {
         let (depth, panel) = (self.a.cols(), VECTORS * S::F32_LANES);
         let mut a = [&[][..]; ROWS];
         for (i, a) in a.iter_mut().enumerate() {
             *a = self.a.row(row + i);
         }
-        let tile = multiply::<S, ROWS>(simd, a, &self.panels[start * depth..][..panel * depth]);
-        let width = panel.min(self.width - start);
-        for (i, tile) in tile.iter().enumerate() {
-            let c = &mut self.c[(row + i) * self.stride + start..][..width];
-            put(simd, c, tile, self.write);
+        for start in (0..self.width).step_by(panel) {
+            let tile = multiply::<S, ROWS>(simd, a, &self.panels[start * depth..][..panel * depth]);
+            let width = panel.min(self.width - start);
+            for (i, tile) in tile.iter().enumerate() {
+                let c = &mut self.c[(row + i) * self.stride + start..][..width];
+                put(simd, c, tile, self.write);
+            }
         }
         ROWS
     }
