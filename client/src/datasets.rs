@@ -13,13 +13,13 @@ mod table;
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-use fedllm_shared::{Compat, RowKind};
-use serde::Serialize;
+use fedllm_shared::{Compat, Files, ReadAs, RowKind, Split};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::readers::{RawRow, ReadAs, ReadError, Record, RowError, RowProblem, RowReader};
+use crate::readers::{RawRow, ReadError, Record, RowError, RowProblem, RowReader};
 
+pub use locate::find_files;
 pub(crate) use rows::string;
 pub use table::DATASETS;
 
@@ -44,26 +44,6 @@ pub struct Dataset {
     rows: fn(&Fields<'_>) -> Result<Vec<Entry>, RowProblem>,
     /// Of rows with the same value in this field only the first is kept.
     unique: Option<&'static str>,
-}
-
-/// A split of a data set, and the patterns of its files' paths: `*` stands for any part of a name,
-/// `**/` for any directories.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Split {
-    /// Its name.
-    pub name: &'static str,
-    /// Its files.
-    pub files: Files,
-}
-
-/// The files of a split.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Files {
-    /// The first list of which every pattern has a file: the same rows in several layouts.
-    FirstOf(&'static [&'static [&'static str]]),
-    /// Every file of any pattern: parts that make sense alone.
-    AnyOf(&'static [&'static str]),
 }
 
 /// What is known of a row besides what is learned from it: by these a simulation deals rows out.

@@ -31,7 +31,7 @@ mod work;
 
 pub use base::{Base, ModelArgs};
 pub use catalog::{CatalogEntry, HubFile, ModelError, WheelFile, cached, catalog, pull, resolve};
-pub use datasets::{DATASETS, Dataset, DatasetError, DatasetRows, Files, RowTags, Split, dataset};
+pub use datasets::{DATASETS, Dataset, DatasetError, DatasetRows, RowTags, dataset, find_files};
 pub use download::DownloadError;
 pub use exit::{Code, Explain, report};
 pub use governor::{SleepWatch, StopFlag, limit_threads, lower_priority, stop_on_signals};

@@ -9,6 +9,7 @@ mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod eval;
 pub mod generate;
 pub mod gguf;
 pub mod gguf_lora;

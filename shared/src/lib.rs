@@ -8,6 +8,7 @@ mod adapter;
 mod codec;
 mod config;
 mod event;
+mod files;
 mod id;
 mod lowrank;
 pub mod manual;
@@ -34,6 +35,7 @@ pub use config::{
     ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig, SplitKind, WireConfig,
 };
 pub use event::{Event, EventRecord};
+pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};
 pub use metric::{Mean, exact_match, perplexity};

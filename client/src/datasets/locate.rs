@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Dataset, DatasetError, Files, Split};
+use fedllm_shared::{Files, Split};
+
+use super::{Dataset, DatasetError};
 
 /// How many directories below the given one are searched.
 const DEPTH: usize = 5;
@@ -15,19 +17,7 @@ pub(super) fn files(
     place: Option<&Path>,
     split: &'static Split,
 ) -> Result<Vec<PathBuf>, DatasetError> {
-    if let Some(file) = place.filter(|place| !place.is_dir()) {
-        return Ok(vec![file.to_owned()]); // If it is not there, opening it says so.
-    }
-    let roots = match place {
-        Some(directory) => vec![directory.to_owned()],
-        None => snapshots(dataset, fedllm_models::hub_cache().as_deref()),
-    };
-    let found: Vec<Vec<PathBuf>> = roots.iter().map(|root| find(root, &split.files)).collect();
-    let mut found = found.into_iter().filter(|files| !files.is_empty());
-    let files = match split.files {
-        Files::FirstOf(_) => found.next().unwrap_or_default(),
-        Files::AnyOf(_) => found.flatten().collect(),
-    };
+    let files = find_files(dataset.hub, &split.files, place);
     match files.is_empty() {
         false => Ok(files),
         true => Err(DatasetError::NotFound {
@@ -43,8 +33,28 @@ pub(super) fn files(
     }
 }
 
-/// The newest known snapshot of each of the data set's repositories in a hub cache.
-fn snapshots(dataset: &Dataset, cache: Option<&Path>) -> Vec<PathBuf> {
+/// The files that `files` describes, in order; none if they are not there.
+///
+/// `place` is a file, which is taken as it is, or a directory with the hub's layout or with the files
+/// alone; without it the cache of the hub's own tools is searched for the repositories `hub`.
+pub fn find_files(hub: &[&str], files: &Files, place: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(file) = place.filter(|place| !place.is_dir()) {
+        return vec![file.to_owned()]; // If it is not there, opening it says so.
+    }
+    let roots = match place {
+        Some(directory) => vec![directory.to_owned()],
+        None => snapshots(hub, fedllm_models::hub_cache().as_deref()),
+    };
+    let found: Vec<Vec<PathBuf>> = roots.iter().map(|root| find(root, files)).collect();
+    let mut found = found.into_iter().filter(|files| !files.is_empty());
+    match files {
+        Files::FirstOf(_) => found.next().unwrap_or_default(),
+        Files::AnyOf(_) => found.flatten().collect(),
+    }
+}
+
+/// The newest known snapshot of each repository in a hub cache.
+fn snapshots(hub: &[&str], cache: Option<&Path>) -> Vec<PathBuf> {
     let Some(cache) = cache else {
         return Vec::new();
     };
@@ -60,7 +70,7 @@ fn snapshots(dataset: &Dataset, cache: Option<&Path>) -> Vec<PathBuf> {
             any.filter_map(|entry| Some(entry.ok()?.path())).min()
         })
     };
-    dataset.hub.iter().filter_map(snapshot).collect()
+    hub.iter().filter_map(snapshot).collect()
 }
 
 /// The files below `root` that the patterns ask for, in the order of the patterns, then of paths.
@@ -264,15 +274,15 @@ mod tests {
         fs::write(root.join("refs/main"), "abc\n").unwrap();
         let dataset = dataset("alpaca-gpt4").unwrap();
         assert_eq!(
-            snapshots(dataset, Some(dir.path())),
+            snapshots(dataset.hub, Some(dir.path())),
             [root.join("snapshots/abc")]
         );
         fs::write(root.join("refs/main"), "gone").unwrap();
         assert_eq!(
-            snapshots(dataset, Some(dir.path())),
+            snapshots(dataset.hub, Some(dir.path())),
             [root.join("snapshots/abc")]
         );
-        assert!(snapshots(dataset, None).is_empty());
+        assert!(snapshots(dataset.hub, None).is_empty());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The data sets: one row each.
 
 use fedllm_shared::RowKind::{Examples, Preferences};
+use fedllm_shared::{Header, JsonObject, ReadAs};
 
 use super::Files::{AnyOf, FirstOf};
 use super::{Dataset, Entry, Fields, Files, Split, finance, rows};
-use crate::readers::{Object, ReadAs, RowProblem};
+use crate::readers::RowProblem;
 
 /// Everything that OpenFedLLM loads, the sources of FinGPT's sentiment, and FedLLM-Bench.
 pub static DATASETS: &[Dataset] = &[
@@ -121,7 +122,7 @@ pub static DATASETS: &[Dataset] = &[
             ])),
         ],
         read_as: ReadAs {
-            object: Object::LongRow,
+            object: JsonObject::LongRow,
             ..ReadAs::ITSELF
         },
         ..examples(
@@ -227,8 +228,8 @@ pub static DATASETS: &[Dataset] = &[
             ])),
         ],
         read_as: ReadAs {
-            object: Object::OfRows,
-            no_header_before: finance::CLASSES,
+            object: JsonObject::OfRows,
+            header: Header::UnlessFirstIs(finance::CLASSES),
             row_per_line: true,
             latin1: true,
         },
@@ -248,7 +249,7 @@ pub static DATASETS: &[Dataset] = &[
         licence: "CC BY-NC 4.0; Fed-Aya Apache-2.0, Fed-WildChat ODC-By",
         splits: &[train(AnyOf(&["**/*.json"]))],
         read_as: ReadAs {
-            object: Object::OfRows,
+            object: JsonObject::OfRows,
             ..ReadAs::ITSELF
         },
         ..examples("fedllm-bench", &[], rows::owned)

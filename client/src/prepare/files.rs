@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use fedllm_shared::RowKind;
+use fedllm_shared::{RowKind, Split};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::counts::Counts;
 use super::{FileReport, Output, PrepareError, PrepareOptions, Vocabulary, row_error};
-use crate::datasets::{Dataset, Entry, Fields, RowTags, Seen, Split};
+use crate::datasets::{Dataset, Entry, Fields, RowTags, Seen};
 use crate::readers::{Format, RawRow, ReadError, Record, RowError, RowProblem, RowReader};
 use crate::shard::Row;
 use crate::template::{Pair, Template, TemplateName, Tokens};

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use fedllm_shared::{JsonObject, ReadAs};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -53,7 +54,11 @@ impl RowReader {
     }
 
     /// Opens a file of rows of which more is known than it says itself.
-    pub(crate) fn open_as(path: &Path, read_as: &ReadAs) -> Result<Self, ReadError> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_as(path: &Path, read_as: &ReadAs) -> Result<Self, ReadError> {
         let source = source::open(path)?;
         let read = Arc::clone(&source.read);
         let bytes = source.bytes;
@@ -62,9 +67,9 @@ impl RowReader {
             Kind::Lines => match read_as.object {
                 // JSON Lines say by their name that they are no other object.
                 _ if source.is_jsonl() => Box::new(json::Lines::new(source)),
-                Object::Row => Box::new(json::Lines::new(source)),
-                Object::LongRow => Box::new(json::Values::new(source)),
-                Object::OfRows => Box::new(json::Members::new(source)),
+                JsonObject::Row => Box::new(json::Lines::new(source)),
+                JsonObject::LongRow => Box::new(json::Values::new(source)),
+                JsonObject::OfRows => Box::new(json::Members::new(source)),
             },
             Kind::Text => Box::new(table::Blocks::new(source, read_as)),
             Kind::Table { delimiter } => Box::new(table::Table::open(source, delimiter, read_as)?),
@@ -109,41 +114,6 @@ impl fmt::Debug for RowReader {
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
     }
-}
-
-/// What is known of a file's layout before it is opened.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ReadAs {
-    /// What a JSON object at the file's beginning is.
-    pub(crate) object: Object,
-    /// A table whose first record begins with one of these has no header; its columns are then
-    /// called `0`, `1` and so on.
-    pub(crate) no_header_before: &'static [&'static str],
-    /// In plain text each line is a row.
-    pub(crate) row_per_line: bool,
-    /// Cells and plain text that are no UTF-8 are Latin-1.
-    pub(crate) latin1: bool,
-}
-
-/// What a JSON object at the beginning of a file is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Object {
-    /// A row, on one line.
-    Row,
-    /// A row, on one line or more.
-    LongRow,
-    /// All of the file: its values are rows, or lists of rows.
-    OfRows,
-}
-
-impl ReadAs {
-    /// As the file says itself.
-    pub(crate) const ITSELF: Self = Self {
-        object: Object::Row,
-        no_header_before: &[],
-        row_per_line: false,
-        latin1: false,
-    };
 }
 
 /// Where something lies in a file. Lines and columns count from 1, columns in bytes.

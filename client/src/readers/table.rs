@@ -4,10 +4,11 @@ use std::io::{self, BufRead, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fedllm_shared::{Header, ReadAs};
 use serde_json::{Map, Value};
 
 use super::source::{Source, Text};
-use super::{Body, MAX_ROW_BYTES, Place, RawRow, ReadAs, ReadError, RowError, RowProblem};
+use super::{Body, MAX_ROW_BYTES, Place, RawRow, ReadError, RowError, RowProblem};
 
 /// The records of a table; the first names its columns, unless the table has no header.
 pub(super) struct Table {
@@ -43,7 +44,7 @@ impl Table {
         let first = reader
             .byte_headers()
             .map_err(|error| frame_error(&path, error))?;
-        let names = match is_header(first, read_as.no_header_before) {
+        let names = match is_header(first, read_as.header) {
             false => (0..first.len()).map(|i| i.to_string()).collect(),
             true => {
                 let names = names(first, read_as.latin1).ok_or_else(|| ReadError::NotRows {
@@ -69,11 +70,17 @@ impl Table {
 }
 
 /// Whether a table's first record names its columns.
-fn is_header(first: &csv::ByteRecord, values: &[&str]) -> bool {
+fn is_header(first: &csv::ByteRecord, header: Header) -> bool {
     let cell = first.get(0).unwrap_or_default().trim_ascii();
-    !values
-        .iter()
-        .any(|value| cell.eq_ignore_ascii_case(value.as_bytes()))
+    let is_one_of = |values: &[&str]| {
+        let mut values = values.iter();
+        values.any(|value| cell.eq_ignore_ascii_case(value.as_bytes()))
+    };
+    match header {
+        Header::Always => true,
+        Header::UnlessFirstIs(values) => !is_one_of(values),
+        Header::IfFirstIs(values) => is_one_of(values),
+    }
 }
 
 fn names(header: &csv::ByteRecord, latin1: bool) -> Option<Vec<String>> {

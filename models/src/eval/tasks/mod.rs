@@ -1,0 +1,50 @@
+//! The tasks, a file each, and the table that lists them.
+
+mod mmlu;
+
+use super::Task;
+
+/// Every task.
+pub static TASKS: &[&Task] = &[&mmlu::TASK];
+
+/// The task of this name.
+///
+/// # Errors
+///
+/// The name that is most like it.
+pub fn task(name: &str) -> Result<&'static Task, &'static str> {
+    let found = TASKS.iter().find(|task| task.name == name).copied();
+    found.ok_or_else(|| fedllm_shared::nearest(name, TASKS.iter().map(|task| task.name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::Grader;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_table_is_consistent() {
+        let names: BTreeSet<&str> = TASKS.iter().map(|task| task.name).collect();
+        assert_eq!(names.len(), TASKS.len(), "two tasks of one name");
+        for task in TASKS {
+            assert!(!task.metrics.is_empty(), "{} reports nothing", task.name);
+            assert!(
+                !task.about.is_empty() && !task.prompt.is_empty(),
+                "{}",
+                task.name
+            );
+            if task.shots.count > 0 && task.source.examples.is_none() {
+                assert!(
+                    task.shots.description.is_some(),
+                    "{}: whence its examples?",
+                    task.name
+                );
+            }
+            if let Grader::Relative(_) = task.grader {
+                assert_eq!(task.shots.count, 0, "{}", task.name);
+            }
+        }
+        assert_eq!(task("mlmu").unwrap_err(), "mmlu");
+    }
+}
