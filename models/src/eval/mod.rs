@@ -5,6 +5,7 @@
 //! talks to a judge: that is the business of whoever drives a task. [`TASKS`] lists all of them.
 
 mod choose;
+mod engine;
 mod row;
 mod tasks;
 
@@ -15,6 +16,7 @@ use fedllm_shared::{ReadAs, Split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use engine::{Engine, Job, Pair, Written};
 pub use tasks::{TASKS, task};
 
 use crate::generate::Sampling;
