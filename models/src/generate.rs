@@ -1,6 +1,6 @@
 //! Text generation with a key/value cache.
 
-use crate::arch::{CausalLm, KvCache};
+use crate::arch::{CausalLm, KvCache, RunId};
 use crate::lora::{Lora, read_back};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -28,9 +28,9 @@ pub struct Generator<'a> {
     model: &'a CausalLm,
     lora: Option<&'a Lora>,
     cache: KvCache,
+    text: RunId,
     pending: Vec<u32>,
-    sampling: Sampling,
-    random: ChaCha8Rng,
+    chooser: Chooser,
 }
 
 impl<'a> Generator<'a> {
@@ -41,18 +41,14 @@ impl<'a> Generator<'a> {
         prompt: &[u32],
         sampling: Sampling,
     ) -> Self {
-        let seed = match sampling {
-            Sampling::Greedy => 0,
-            Sampling::Nucleus { seed, .. } => seed,
-        };
-        let random = ChaCha8Rng::seed_from_u64(seed);
+        let mut cache = KvCache::default();
         Self {
             model,
             lora,
-            cache: KvCache::default(),
+            text: cache.branch(None),
+            cache,
             pending: prompt.to_vec(),
-            sampling,
-            random,
+            chooser: Chooser::new(sampling),
         }
     }
 }
@@ -64,18 +60,41 @@ impl Iterator for Generator<'_> {
         if self.pending.is_empty() {
             return None;
         }
-        let logits = read_back(self.model.decode(&self.pending, &mut self.cache, self.lora));
-        let token = match self.sampling {
-            Sampling::Greedy => greedy(&logits),
+        let new = [(self.text, &self.pending[..])];
+        let logits = read_back(self.model.decode(&new, &mut self.cache, self.lora));
+        let token = self.chooser.choose(&logits);
+        self.pending = vec![token];
+        Some(token)
+    }
+}
+
+/// Chooses the tokens of one text.
+pub(crate) struct Chooser {
+    sampling: Sampling,
+    random: ChaCha8Rng,
+}
+
+impl Chooser {
+    pub(crate) fn new(sampling: Sampling) -> Self {
+        let seed = match sampling {
+            Sampling::Greedy => 0,
+            Sampling::Nucleus { seed, .. } => seed,
+        };
+        let random = ChaCha8Rng::seed_from_u64(seed);
+        Self { sampling, random }
+    }
+
+    /// The next token, by the logits of all of them.
+    pub(crate) fn choose(&mut self, logits: &[f32]) -> u32 {
+        match self.sampling {
+            Sampling::Greedy => greedy(logits),
             Sampling::Nucleus {
                 temperature, top_p, ..
             } => {
                 let uniform = f64::from(self.random.next_u32()) / (f64::from(u32::MAX) + 1.0);
-                nucleus(&logits, temperature, top_p, uniform)
+                nucleus(logits, temperature, top_p, uniform)
             }
-        };
-        self.pending = vec![token];
-        Some(token)
+        }
     }
 }
 

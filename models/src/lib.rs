@@ -24,7 +24,9 @@ pub mod template;
 pub mod tokenizer;
 pub mod train;
 
-pub use arch::{BasePrecision, CausalLm, Gradients, KvCache, LoadError, SHAPES, StepMode, shape};
+pub use arch::{
+    BasePrecision, CausalLm, Gradients, KvCache, LoadError, RunId, SHAPES, StepMode, shape,
+};
 pub use batch::Batch;
 pub use checkpoint::{Checkpoint, CheckpointError, hub_cache, hub_snapshot};
 pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeScaling};

@@ -4,9 +4,9 @@
 use crate::config::Activation;
 use crate::lora::{BlockGrads, BlockLora};
 use crate::ops::{
-    Attended, AttentionSpec, LinearGroup, Normed, Rotation, Segments, Turn, attention,
-    attention_backward, attention_cached, glu, glu_backward, low_rank, rms_norm, rms_norm_again,
-    rms_norm_backward, rms_norm_backward_onto, rotate,
+    Attended, AttentionSpec, Continuation, KeyValues, LinearGroup, Normed, Rotation, Segments,
+    Turn, attention, attention_backward, attention_cached, glu, glu_backward, low_rank, rms_norm,
+    rms_norm_again, rms_norm_backward, rms_norm_backward_onto, rotate,
 };
 use burn::tensor::Tensor;
 
@@ -161,30 +161,6 @@ struct Branch {
     norm: Option<(Tensor<2>, Tensor<2>)>,
 }
 
-/// Keys and values of the tokens so far, of one block.
-#[derive(Clone, Debug, Default)]
-pub(super) struct BlockCache {
-    keys: Option<Tensor<2>>,
-    values: Option<Tensor<2>>,
-}
-
-impl BlockCache {
-    /// Adds the keys and values of new tokens, and returns all of them.
-    fn extend(&mut self, keys: Tensor<2>, values: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        let join = |old: Option<Tensor<2>>, new| match old {
-            Some(old) => Tensor::cat(vec![old, new], 0),
-            None => new,
-        };
-        let (keys, values) = (
-            join(self.keys.take(), keys),
-            join(self.values.take(), values),
-        );
-        self.keys = Some(keys.clone());
-        self.values = Some(values.clone());
-        (keys, values)
-    }
-}
-
 impl Block {
     /// `x` `[tokens, hidden]` through the block, and what the backward pass needs.
     pub(super) fn forward(
@@ -335,29 +311,20 @@ impl Block {
         (dx, grads)
     }
 
-    /// New tokens of one row through the block, attending to the cached ones.
+    /// New tokens through the block, attending to the cached ones of their texts.
     pub(super) fn forward_cached(
         &self,
         x: &Tensor<2>,
         rotations: &[Rotation],
-        cache: &mut BlockCache,
+        cache: &mut [KeyValues],
+        continuations: &[Continuation],
         lora: Option<&BlockLora>,
     ) -> Tensor<2> {
-        let spec = &self.attention;
-        let new = x.dims()[0];
         let normed = rms_norm(x, &self.attention_norm, self.eps);
         let qkv = self
             .project(&normed.y, &rotations[self.rotation], lora)
             .rotated;
-        let columns = |from: usize, heads: usize| {
-            qkv.clone()
-                .slice([0..new, from * spec.head_dim..(from + heads) * spec.head_dim])
-        };
-        let (keys, values) = cache.extend(
-            columns(spec.heads, spec.kv_heads),
-            columns(spec.heads + spec.kv_heads, spec.kv_heads),
-        );
-        let attended = attention_cached(&columns(0, spec.heads), &keys, &values, spec);
+        let attended = attention_cached(&qkv, cache, continuations, &self.attention);
         let middle = x.clone() + self.out_branch(&attended, lora).0;
         let ffn = self.feed(&middle, lora);
         middle + self.down_branch(&ffn.hidden, lora).0

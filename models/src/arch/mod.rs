@@ -1,10 +1,12 @@
 //! The decoder: one model type for every architecture that [`ModelConfig`] describes.
 
 mod block;
+mod cache;
 mod load;
 mod operations;
 mod random;
 
+pub use cache::{KvCache, RunId};
 pub use load::{BasePrecision, LoadError};
 pub use operations::Operation;
 pub(crate) use operations::Piece;
@@ -18,7 +20,7 @@ use crate::ops::{
     Dropout, Head, HostMatrix, Rotation, Segments, TokenScore, concatenate, embed, indices_on,
     is_cpu, rms_norm, rms_norm_backward, tensor_on,
 };
-use block::{Block, BlockCache, Kept, Rows, Tape};
+use block::{Block, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
 use std::ops::Range;
 
@@ -65,20 +67,6 @@ enum Saved {
     All(Box<Tape>),
     Attention(Box<Kept>),
     Nothing,
-}
-
-/// Keys and values of one row so far.
-#[derive(Clone, Debug, Default)]
-pub struct KvCache {
-    blocks: Vec<BlockCache>,
-    tokens: usize,
-}
-
-impl KvCache {
-    /// Tokens in the cache.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
 }
 
 impl CausalLm {
@@ -244,22 +232,64 @@ impl CausalLm {
         self.blocks.len().saturating_sub(layers)
     }
 
-    /// Logits `[1, vocabulary]` after the last of `ids`, which continue the cached row.
-    pub fn decode(&self, ids: &[u32], cache: &mut KvCache, lora: Option<&Lora>) -> Tensor<2> {
+    /// Logits `[texts, vocabulary]` after the last of some new tokens, at least one each, of texts
+    /// whose earlier tokens are in the cache; the new ones join them. A run that continues another
+    /// one of the same pass comes after it.
+    pub fn decode(
+        &self,
+        new: &[(RunId, &[u32])],
+        cache: &mut KvCache,
+        lora: Option<&Lora>,
+    ) -> Tensor<2> {
+        let ends = new.iter().scan(0, |end, (_, ids)| {
+            *end += ids.len();
+            Some(*end - 1)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let hidden = self.pick(&self.extend(new, cache, lora), &ends);
+        self.head
+            .logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
+    }
+
+    /// As [`score`](Self::score), of new tokens of texts whose earlier tokens are in the cache: the
+    /// log-probability of each target after the new token at its place.
+    pub fn score_cached(
+        &self,
+        new: &[(RunId, &[u32])],
+        cache: &mut KvCache,
+        lora: Option<&Lora>,
+        places: &[usize],
+        targets: &[u32],
+    ) -> Vec<TokenScore> {
+        let hidden = self.extend(new, cache, lora);
+        if targets.is_empty() {
+            return Vec::new();
+        }
+        let hidden = self.pick(&hidden, places);
+        self.head.score(
+            &rms_norm(&hidden, &self.norm, self.config.rms_eps).y,
+            targets,
+        )
+    }
+
+    /// Hidden states `[new, hidden]` of new tokens after the last block.
+    fn extend(
+        &self,
+        new: &[(RunId, &[u32])],
+        cache: &mut KvCache,
+        lora: Option<&Lora>,
+    ) -> Tensor<2> {
+        let on_cpu = is_cpu(&self.device);
+        let (continuations, positions) = cache.grow(new, self.blocks.len(), on_cpu);
+        let ids: Vec<u32> = new.iter().flat_map(|(_, ids)| *ids).copied().collect();
         self.in_pool(|| {
-            let blocks = &mut cache.blocks;
-            blocks.resize_with(self.blocks.len(), BlockCache::default);
-            let positions: Vec<u32> = (cache.tokens as u32..).take(ids.len()).collect();
             let rotations = self.rotations(&positions);
-            let mut x = self.embed(ids);
-            for (layer, (block, cache)) in self.blocks.iter().zip(blocks).enumerate() {
+            let mut x = self.embed(&ids);
+            for (layer, (block, runs)) in self.blocks.iter().zip(cache.layers()).enumerate() {
                 let lora = lora.map(|lora| lora.block(layer, None));
-                x = block.forward_cached(&x, &rotations, cache, lora.as_ref());
+                x = block.forward_cached(&x, &rotations, runs, &continuations, lora.as_ref());
             }
-            cache.tokens += ids.len();
-            let last = x.slice([ids.len() - 1..ids.len(), 0..self.config.hidden]);
-            self.head
-                .logits(&rms_norm(&last, &self.norm, self.config.rms_eps).y)
+            x
         })
     }
 

@@ -263,6 +263,15 @@ pub struct ContinuationScore {
     pub greedy: bool,
 }
 
+impl ContinuationScore {
+    /// That of no token at all.
+    pub const CERTAIN: Self = Self {
+        log_prob: 0.0,
+        tokens: 0,
+        greedy: true,
+    };
+}
+
 /// How a reply is graded.
 #[derive(Clone, Copy, Debug)]
 pub enum Grader {

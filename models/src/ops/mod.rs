@@ -32,7 +32,8 @@ mod twins;
 
 pub use adamw::{AdamW, AdamWStep};
 pub use attention::{
-    Attended, AttentionSpec, Segments, attention, attention_backward, attention_cached,
+    Attended, AttentionSpec, Continuation, KeyValues, Segments, attention, attention_backward,
+    attention_cached,
 };
 pub use dropout::{Dropout, dropout};
 pub use flat::{combine, concatenate, pull, sum_of_squares};

@@ -187,32 +187,72 @@ fn attention_is_its_composition() {
 }
 
 #[test]
-fn cached_attention_continues_a_row() {
-    let spec = AttentionSpec {
+fn cached_attention_continues_texts_that_begin_alike() {
+    let plain = AttentionSpec {
         heads: 4,
         kv_heads: 2,
         head_dim: 8,
         scale: 0.4,
+        window: None,
+        soft_cap: None,
+    };
+    let odd = AttentionSpec {
         window: Some(7),
         soft_cap: Some(2.0),
+        ..plain
     };
-    let qkv = random("qkv", [12, spec.qkv_width()]);
-    let one_row = Segments::new(std::iter::once(0..12).collect(), &Device::flex());
-    let whole = attention(&qkv, &one_row, &spec).out;
-    let columns = |rows: std::ops::Range<usize>, from: usize, heads: usize| {
-        qkv.clone().slice([rows, from * 8..(from + heads) * 8])
-    };
-    let (q, k, v) = (
-        columns(9..12, 0, 4),
-        columns(0..12, 4, 2),
-        columns(0..12, 6, 2),
-    );
-    let last = whole.slice([9..12, 0..32]);
-    close("cached", &attention_cached(&q, &k, &v, &spec), &last, 1e-5);
-    close(
-        "composed",
-        &attention::composed::attention_cached(&q, &k, &v, &spec),
-        &last,
-        1e-5,
-    );
+    for spec in [plain, odd] {
+        // A beginning of 9 tokens, then 70 more in one text, 2 in another; the first goes on by 5.
+        let qkv = random("qkv", [86, spec.qkv_width()]);
+        let rows = |rows: std::ops::Range<usize>| qkv.clone().slice([rows, 0..spec.qkv_width()]);
+        let whole = |parts: Vec<Tensor<2>>, last: usize| {
+            let text = Tensor::cat(parts, 0);
+            let tokens = text.dims()[0];
+            let segments = Segments::new(std::iter::once(0..tokens).collect(), &Device::flex());
+            let out = attention(&text, &segments, &spec).out;
+            out.slice([tokens - last..tokens, 0..spec.out_width()])
+        };
+        let first = whole(vec![rows(0..9), rows(9..79)], 70);
+        let second = whole(vec![rows(0..9), rows(79..81)], 2);
+        let further = whole(vec![rows(0..9), rows(9..79), rows(81..86)], 5);
+        let mut cache = vec![KeyValues::new(true); 4];
+        let continuation = |rows, runs| Continuation { rows, runs };
+        // The beginning and both texts in one pass, then a run after the first.
+        let pass = [
+            continuation(0..9, vec![0]),
+            continuation(9..79, vec![0, 1]),
+            continuation(79..81, vec![0, 2]),
+        ];
+        let out = attention_cached(&rows(0..81), &mut cache, &pass, &spec);
+        let columns = 0..spec.out_width();
+        close(
+            "first",
+            &out.clone().slice([9..79, columns.clone()]),
+            &first,
+            1e-5,
+        );
+        close("second", &out.slice([79..81, columns]), &second, 1e-5);
+        let pass = [continuation(0..5, vec![0, 1, 3])];
+        let out = attention_cached(&rows(81..86), &mut cache, &pass, &spec);
+        close("further", &out, &further, 1e-5);
+        let (q, k, v) = (
+            qkv.clone().slice([0..81, 0..32]),
+            qkv.clone().slice([0..81, 32..48]),
+            qkv.clone().slice([0..81, 48..64]),
+        );
+        let tail = q.slice([79..81, 0..32]);
+        let twin = attention::composed::attention_cached(
+            &tail,
+            &Tensor::cat(
+                vec![k.clone().slice([0..9, 0..16]), k.slice([79..81, 0..16])],
+                0,
+            ),
+            &Tensor::cat(
+                vec![v.clone().slice([0..9, 0..16]), v.slice([79..81, 0..16])],
+                0,
+            ),
+            &spec,
+        );
+        close("composed", &twin, &second, 1e-5);
+    }
 }

@@ -1,15 +1,17 @@
 //! Scores continuations and writes answers on a model.
 
+mod plan;
 mod tokens;
+mod write;
 
 use fedllm_shared::Digest;
 
 use super::ContinuationScore;
-use crate::arch::CausalLm;
-use crate::batch::Batch;
-use crate::generate::{Generator, Sampling};
+use crate::arch::{CausalLm, KvCache, RunId};
+use crate::generate::Sampling;
 use crate::lora::Lora;
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use plan::{Pass, Step};
 use tokens::Tokens;
 
 /// Tokens that go through the model at once.
@@ -49,14 +51,16 @@ pub struct Job<'a> {
 }
 
 /// What was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// The text, without what ended it.
     pub text: String,
     /// Tokens that were written.
     pub tokens: usize,
-    /// Whether it ended by itself, not by its limit.
-    pub ended: bool,
+    /// Whether it stopped by itself or at a stop, not by its limit.
+    pub stopped: bool,
+    /// Whether it is whole.
+    ended: bool,
 }
 
 impl<'a> Engine<'a> {
@@ -90,7 +94,8 @@ impl<'a> Engine<'a> {
     /// How probable each continuation is after its context. `done` is told each score with its
     /// number as soon as it is known, in any order.
     ///
-    /// Context and continuation become tokens together, and what the context alone becomes is taken
+    /// Pairs that begin alike share their beginning, whatever their order; the more pairs are given at
+    /// once, the more they share. Context and continuation become tokens together, and what the context alone becomes is taken
     /// off, as EleutherAI's harness does. Of a text that is too long the beginning is left out.
     ///
     /// # Errors
@@ -102,7 +107,12 @@ impl<'a> Engine<'a> {
         mut done: impl FnMut(usize, ContinuationScore),
     ) -> Result<(), TokenizerError> {
         let rows: Result<Vec<Tokens>, _> = pairs.iter().map(|pair| self.pair(pair)).collect();
-        self.score_rows(&rows?, &mut done);
+        let rows = rows?;
+        let nothing = rows.iter().enumerate();
+        for (number, _) in nothing.filter(|(_, row)| row.targets().is_empty()) {
+            done(number, ContinuationScore::CERTAIN);
+        }
+        self.score_rows(&rows, &mut done);
         Ok(())
     }
 
@@ -119,11 +129,7 @@ impl<'a> Engine<'a> {
     ) -> Result<(), TokenizerError> {
         for (number, text) in texts.iter().enumerate() {
             let windows = self.windows(text)?;
-            let mut whole = ContinuationScore {
-                log_prob: 0.0,
-                tokens: 0,
-                greedy: true,
-            };
+            let mut whole = ContinuationScore::CERTAIN;
             self.score_rows(&windows, &mut |_, score| {
                 whole.log_prob += score.log_prob;
                 whole.tokens += score.tokens;
@@ -134,93 +140,73 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Continues each prompt. `done` is told each answer with its number as soon as it is known, in
-    /// any order. Of a prompt that leaves no room for its answer the beginning is left out.
-    ///
-    /// # Errors
-    ///
-    /// [`TokenizerError`] if a text cannot become tokens, or tokens no text.
-    pub fn write(
-        &self,
-        jobs: &[Job<'_>],
-        mut done: impl FnMut(usize, Written),
-    ) -> Result<(), TokenizerError> {
-        for (number, job) in jobs.iter().enumerate() {
-            done(number, self.write_one(job)?);
-        }
-        Ok(())
-    }
-
     fn score_rows(&self, rows: &[Tokens], done: &mut dyn FnMut(usize, ContinuationScore)) {
-        let mut start = 0;
-        while start < rows.len() {
-            let mut tokens = 0;
-            let fits = rows[start..].iter().take_while(|row| {
-                tokens += row.ids.len();
-                tokens <= PASS_TOKENS
-            });
-            let end = start + fits.count().max(1);
-            let mut batch = Batch::default();
-            for row in &rows[start..end] {
-                batch.push(&row.ids, |i| i >= row.from);
+        let mut cache = KvCache::default();
+        let mut open: Vec<RunId> = Vec::new();
+        for step in plan::plan(rows, PASS_TOKENS) {
+            match step {
+                Step::Open(part) => {
+                    let run = cache.branch(open.last().copied());
+                    let new = [(run, &rows[part.row].ids[part.tokens])];
+                    self.model
+                        .score_cached(&new, &mut cache, self.lora, &[], &[]);
+                    open.push(run);
+                }
+                Step::Pass(pass) => {
+                    self.score_pass(rows, &pass, open.last().copied(), &mut cache, done)
+                }
+                Step::Close => {
+                    if let Some(run) = open.pop() {
+                        cache.release(run);
+                    }
+                }
             }
-            let mut scores = self.model.score(&batch, self.lora).into_iter();
-            for (number, row) in rows.iter().enumerate().take(end).skip(start) {
-                let targets = &row.ids[row.from..];
-                let scores: Vec<_> = scores.by_ref().take(targets.len()).collect();
-                let greedy = scores
-                    .iter()
-                    .zip(targets)
-                    .all(|(s, target)| s.top == *target);
-                let log_prob = scores.iter().map(|score| f64::from(score.log_prob)).sum();
-                let tokens = targets.len();
-                done(
-                    number,
-                    ContinuationScore {
-                        log_prob,
-                        tokens,
-                        greedy,
-                    },
-                );
-            }
-            start = end;
         }
     }
 
-    fn write_one(&self, job: &Job<'_>) -> Result<Written, TokenizerError> {
-        let prompt = self.prompt(job)?;
-        let ends = &self.tokenizer.special().stop;
-        let mut decoder = self.tokenizer.stream(true);
-        let mut written = Written {
-            text: String::new(),
-            tokens: 0,
-            ended: false,
-        };
-        for token in
-            Generator::new(self.model, self.lora, &prompt, job.sampling).take(job.max_tokens)
-        {
-            written.tokens += 1;
-            written.ended = ends.contains(&token);
-            if !written.ended {
-                written.text.push_str(&decoder.push(token)?);
-                written.ended = cut_at_stop(&mut written.text, job.stop);
-            }
-            if written.ended {
-                return Ok(written);
-            }
+    fn score_pass(
+        &self,
+        rows: &[Tokens],
+        pass: &Pass,
+        open: Option<RunId>,
+        cache: &mut KvCache,
+        done: &mut dyn FnMut(usize, ContinuationScore),
+    ) {
+        let mut runs: Vec<RunId> = Vec::with_capacity(pass.nodes.len());
+        // Where each node's tokens begin among those of the pass.
+        let (mut starts, mut tokens) = (Vec::with_capacity(pass.nodes.len()), 0);
+        for node in &pass.nodes {
+            let before = node.before.map(|before| runs[before]).or(open);
+            runs.push(cache.branch(before));
+            starts.push(tokens);
+            tokens += node.part.tokens.len();
         }
-        written.text.push_str(&decoder.finish()?);
-        cut_at_stop(&mut written.text, job.stop);
-        Ok(written)
+        let new = pass.nodes.iter().zip(&runs);
+        let new = new.map(|(node, run)| (*run, &rows[node.part.row].ids[node.part.tokens.clone()]));
+        let new: Vec<(RunId, &[u32])> = new.collect();
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for &(row, node) in &pass.rows {
+            let of_row = pass.places(node, &starts);
+            let scored = rows[row].targets().len();
+            places.extend(&of_row[of_row.len() - scored..]);
+            targets.extend(rows[row].targets());
+        }
+        let scores = self
+            .model
+            .score_cached(&new, cache, self.lora, &places, &targets);
+        let mut scores = scores.iter();
+        for &(row, _) in &pass.rows {
+            let targets = rows[row].targets();
+            let mut score = ContinuationScore::CERTAIN;
+            score.tokens = targets.len();
+            for (of_token, target) in scores.by_ref().zip(targets) {
+                score.log_prob += f64::from(of_token.log_prob);
+                score.greedy &= of_token.top == *target;
+            }
+            done(row, score);
+        }
+        for run in runs.into_iter().rev() {
+            cache.release(run);
+        }
     }
-}
-
-/// Cuts a text before the first of some stops; whether there was one.
-fn cut_at_stop(text: &mut String, stops: &[&str]) -> bool {
-    let found = stops.iter().filter(|stop| !stop.is_empty());
-    let first = found.filter_map(|stop| text.find(stop)).min();
-    if let Some(at) = first {
-        text.truncate(at);
-    }
-    first.is_some()
 }

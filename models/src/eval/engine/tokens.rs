@@ -11,6 +11,18 @@ pub(super) struct Tokens {
     pub(super) from: usize,
 }
 
+impl Tokens {
+    /// What goes through the model: all but the last token, which is only predicted.
+    pub(super) fn inputs(&self) -> &[u32] {
+        &self.ids[..self.ids.len().saturating_sub(1)]
+    }
+
+    /// What is predicted.
+    pub(super) fn targets(&self) -> &[u32] {
+        &self.ids[self.from.min(self.ids.len())..]
+    }
+}
+
 impl Engine<'_> {
     /// Context and continuation as one row.
     pub(super) fn pair(&self, pair: &Pair<'_>) -> Result<Tokens, TokenizerError> {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Query rows that one tile handles.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 
 pub(super) fn attention(
     qkv: &Tensor<2>,
@@ -116,52 +116,6 @@ pub(super) fn attention_backward(
     host_tensor(dqkv, [tokens, width])
 }
 
-pub(super) fn attention_cached(
-    q: &Tensor<2>,
-    keys: &Tensor<2>,
-    values: &Tensor<2>,
-    spec: &AttentionSpec,
-) -> Tensor<2> {
-    let (new, total) = (q.dims()[0], keys.dims()[0]);
-    let past = total - new;
-    let (dim, kv_width, out_width) = (
-        spec.head_dim,
-        spec.kv_heads * spec.head_dim,
-        spec.out_width(),
-    );
-    let (q, keys, values) = (
-        Host::of(q.clone()),
-        Host::of(keys.clone()),
-        Host::of(values.clone()),
-    );
-    let mut out = vec![0.0; new * out_width];
-    out.par_chunks_mut(dim).enumerate().for_each(|(i, out)| {
-        let (row, head) = (i / spec.heads, i % spec.heads);
-        let kv = head / spec.group();
-        let query = &q.values()[row * out_width + head * dim..][..dim];
-        let visible = spec.visible(past + row);
-        let key = |j: usize| &keys.values()[j * kv_width + kv * dim..][..dim];
-        let value = |j: usize| &values.values()[j * kv_width + kv * dim..][..dim];
-        vectorized(
-            #[inline(always)]
-            || {
-                let mut scores: Vec<f32> = visible
-                    .clone()
-                    .map(|j| cap(dot(query, key(j)) * spec.scale, spec))
-                    .collect();
-                let largest = max(&scores);
-                let sum = exp_shifted(&mut scores, largest);
-                for (score, j) in scores.iter().zip(visible) {
-                    for (out, v) in out.iter_mut().zip(value(j)) {
-                        *out += score / sum * v;
-                    }
-                }
-            },
-        );
-    });
-    host_tensor(out, [new, out_width])
-}
-
 /// One task for each segment and key/value head.
 fn tasks(segments: &[Range<usize>], spec: &AttentionSpec) -> Vec<(Range<usize>, usize)> {
     segments
@@ -170,7 +124,8 @@ fn tasks(segments: &[Range<usize>], spec: &AttentionSpec) -> Vec<(Range<usize>, 
         .collect()
 }
 
-fn copy_columns(
+/// Writes the rows of a block into some columns of a wider matrix.
+pub(super) fn copy_columns(
     to: &mut [f32],
     width: usize,
     row: usize,
@@ -280,7 +235,12 @@ fn forward_group(qkv: &[f32], len: usize, kv: usize, spec: &AttentionSpec) -> (V
 /// Turns the scores of one query into probabilities (0 where it sees nothing) and
 /// returns their log-sum-exp. `first` is the key of the first score.
 #[inline(always)]
-fn softmax_visible(row: &mut [f32], query: usize, first: usize, spec: &AttentionSpec) -> f32 {
+pub(super) fn softmax_visible(
+    row: &mut [f32],
+    query: usize,
+    first: usize,
+    spec: &AttentionSpec,
+) -> f32 {
     let visible = spec.visible(query);
     let (start, end) = (visible.start - first, visible.end - first);
     row[..start].fill(0.0);

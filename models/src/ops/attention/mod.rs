@@ -5,6 +5,7 @@
 //! pass rebuilds the probabilities tile by tile (Dao 2023, arXiv 2307.08691, section
 //! 3.1), so no `[tokens, tokens]` matrix ever exists.
 
+mod cached;
 pub(super) mod composed;
 mod host;
 mod kernel;
@@ -14,6 +15,8 @@ use super::host::{indices_on, is_cpu};
 use burn::tensor::{Device, Int, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use std::ops::{Deref, Range};
+
+pub use cached::{Continuation, KeyValues, attention_cached};
 
 /// How the heads of one attention layer are laid out and scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,20 +127,4 @@ pub fn attention_backward(
     }
     kernel::attention_backward(dout, qkv, attended, segments, spec)
         .unwrap_or_else(|| composed::attention_backward(dout, qkv, segments, spec))
-}
-
-/// Attention of new queries over cached keys and values of one row, for generation.
-///
-/// `q` is `[new, heads · head_dim]` at positions `past..past + new`; `keys` and `values`
-/// are `[past + new, kv_heads · head_dim]`.
-pub fn attention_cached(
-    q: &Tensor<2>,
-    keys: &Tensor<2>,
-    values: &Tensor<2>,
-    spec: &AttentionSpec,
-) -> Tensor<2> {
-    if is_cpu(&q.device()) {
-        return host::attention_cached(q, keys, values, spec);
-    }
-    composed::attention_cached(q, keys, values, spec)
 }
