@@ -38,7 +38,7 @@ pub use event::{Event, EventRecord};
 pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};
-pub use metric::{Mean, exact_match, perplexity};
+pub use metric::{Average, Classification, LabelScores, Mean, exact_match, perplexity};
 pub use nearest::nearest;
 pub use proto::{
     Backoff, Contributions, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase,

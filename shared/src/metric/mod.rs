@@ -1,4 +1,9 @@
-//! What models and rounds are measured by: pure figures that can be merged.
+//! What models and rounds are measured by: pure figures of losses, labels and texts, and how sure
+//! they are.
+
+mod classification;
+
+pub use classification::{Average, Classification, LabelScores};
 
 use serde::{Deserialize, Serialize};
 
