@@ -38,7 +38,10 @@ pub use event::{Event, EventRecord};
 pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};
-pub use metric::{Average, Classification, LabelScores, Mean, exact_match, perplexity};
+pub use metric::{
+    Average, Classification, LabelScores, Mean, ReadingScore, drop_score, exact_match, perplexity,
+    squad_score,
+};
 pub use nearest::nearest;
 pub use proto::{
     Backoff, Contributions, Coordinator, CoordinatorAction, CoordinatorInput, CoordinatorPhase,

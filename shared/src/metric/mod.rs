@@ -1,9 +1,12 @@
 //! What models and rounds are measured by: pure figures of losses, labels and texts, and how sure
 //! they are.
 
+mod assignment;
 mod classification;
+mod reading;
 
 pub use classification::{Average, Classification, LabelScores};
+pub use reading::{ReadingScore, drop_score, squad_score};
 
 use serde::{Deserialize, Serialize};
 
