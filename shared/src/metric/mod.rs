@@ -3,9 +3,11 @@
 
 mod assignment;
 mod classification;
+mod maths;
 mod reading;
 
 pub use classification::{Average, Classification, LabelScores};
+pub use maths::{last_boxed, last_number, marked_number, maths_equal, numbers_equal};
 pub use reading::{ReadingScore, drop_score, squad_score};
 
 use serde::{Deserialize, Serialize};
