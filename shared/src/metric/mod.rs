@@ -2,10 +2,12 @@
 //! they are.
 
 mod assignment;
+mod bleu;
 mod classification;
 mod maths;
 mod reading;
 
+pub use bleu::{Bleu, BleuCounts};
 pub use classification::{Average, Classification, LabelScores};
 pub use maths::{last_boxed, last_number, marked_number, maths_equal, numbers_equal};
 pub use reading::{ReadingScore, drop_score, squad_score};
