@@ -39,9 +39,9 @@ pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};
 pub use metric::{
-    Average, Bleu, BleuCounts, Classification, LabelScores, Mean, ReadingScore, drop_score,
-    exact_match, last_boxed, last_number, marked_number, maths_equal, numbers_equal, pass_at_k,
-    perplexity, squad_score,
+    Average, Bleu, BleuCounts, Bootstrap, Classification, Comparison, Estimate, LabelScores, Mean,
+    PairedTest, ReadingScore, average_ranks, drop_score, exact_match, last_boxed, last_number,
+    marked_number, maths_equal, numbers_equal, pass_at_k, perplexity, squad_score,
 };
 pub use nearest::nearest;
 pub use proto::{

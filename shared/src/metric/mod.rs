@@ -7,12 +7,14 @@ mod classification;
 mod maths;
 mod pass_at_k;
 mod reading;
+mod statistics;
 
 pub use bleu::{Bleu, BleuCounts};
 pub use classification::{Average, Classification, LabelScores};
 pub use maths::{last_boxed, last_number, marked_number, maths_equal, numbers_equal};
 pub use pass_at_k::pass_at_k;
 pub use reading::{ReadingScore, drop_score, squad_score};
+pub use statistics::{Bootstrap, Comparison, Estimate, PairedTest, average_ranks};
 
 use serde::{Deserialize, Serialize};
 
