@@ -5,7 +5,7 @@ use std::ops::Range;
 use fedllm_client::Shard;
 use fedllm_models::objective::{PairReference, pair_scores};
 use fedllm_models::{Batch, CausalLm, Lora};
-use fedllm_shared::RowKind;
+use fedllm_shared::{Estimate, RowKind};
 
 /// Tokens that go through the model at once.
 const BATCH_TOKENS: usize = 1024;
@@ -48,15 +48,13 @@ pub(crate) fn score_pairs(
         .collect()
 }
 
-/// The mean and its standard error, if there are at least two figures.
+/// The mean and its standard error, 0 where they are not known.
 pub(crate) fn mean_and_error(figures: &[f64]) -> (f64, f64) {
-    let count = figures.len() as f64;
-    let mean = figures.iter().sum::<f64>() / count.max(1.0);
-    let squares: f64 = figures.iter().map(|figure| (figure - mean).powi(2)).sum();
-    match figures.len() {
-        0 | 1 => (mean, 0.0),
-        _ => (mean, (squares / (count - 1.0) / count).sqrt()),
-    }
+    let estimate = Estimate::of(figures.iter().copied());
+    (
+        estimate.mean.unwrap_or(0.0),
+        estimate.standard_error.unwrap_or(0.0),
+    )
 }
 
 /// The units of a shard in runs of about [`BATCH_TOKENS`] tokens.

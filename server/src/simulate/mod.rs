@@ -35,7 +35,5 @@ pub(crate) use run::{Lab, RunOptions, Watcher};
 pub use split::{
     Categories, OwnerRows, OwnerShare, Partition, Skew, Split, SplitError, SplitTable, split,
 };
-pub use table::{
-    Differences, Estimate, SeedRun, SweepArm, SweepError, SweepRun, SweepTable, summary_table,
-};
+pub use table::{Differences, SeedRun, SweepArm, SweepError, SweepRun, SweepTable, summary_table};
 pub use tfevents::{EventWriter, event_file_name};

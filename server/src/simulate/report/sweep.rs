@@ -1,10 +1,12 @@
 //! The report of a sweep: one table, and a plot for each metric.
 
+use fedllm_shared::Estimate;
+
 use super::dots::Dot;
 use super::figure::{Drawing, Figure};
 use super::html::{escape, table};
 use super::page::Page;
-use crate::simulate::table::{Estimate, SweepTable};
+use crate::simulate::table::SweepTable;
 use crate::simulate::text::grouped;
 
 /// The report of a sweep: its table with means and standard errors, and each metric by arm.

@@ -2,6 +2,7 @@
 
 mod render;
 
+use fedllm_shared::Estimate;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -52,18 +53,6 @@ pub struct SeedRun {
     pub seed: String,
     /// Each metric; None if it was not measured, or is not finite.
     pub values: Vec<Option<f64>>,
-}
-
-/// A mean over seeds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The mean; None of nothing.
-    pub mean: Option<f64>,
-    /// Its standard error: the sample standard deviation over the root of the number. None of a
-    /// single value.
-    pub standard_error: Option<f64>,
-    /// Values that it is the mean of.
-    pub count: usize,
 }
 
 /// How far arms are from one of them in a metric, seed by seed.
@@ -239,29 +228,6 @@ impl SweepArm {
             Some(run.values[metric]? - same.values[metric]?)
         });
         Estimate::of(pairs)
-    }
-}
-
-impl Estimate {
-    /// The mean of values and its standard error.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let values: Vec<f64> = values.into_iter().collect();
-        let count = values.len();
-        if count == 0 {
-            return Self {
-                mean: None,
-                standard_error: None,
-                count,
-            };
-        }
-        let n = count as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        Self {
-            mean: Some(mean),
-            standard_error: (count > 1).then(|| (squares / (n - 1.0) / n).sqrt()),
-            count,
-        }
     }
 }
 

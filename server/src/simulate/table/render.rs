@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Estimate, SweepArm, SweepTable};
+use fedllm_shared::Estimate;
+
+use super::{SweepArm, SweepTable};
 use crate::simulate::metrics::{Evaluation, RunSummary};
 use crate::simulate::text::{aligned, estimate, grouped, printable};
 
