@@ -12,7 +12,7 @@ mod tasks;
 use std::path::Path;
 use std::sync::Arc;
 
-use fedllm_shared::{ReadAs, Split};
+use fedllm_shared::{Average, Bleu, ReadAs, Split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -359,30 +359,6 @@ pub enum Measure {
     Bleu(Bleu),
     /// The exponential of the negative mean log-probability of a token ([`Ask::Read`]).
     Perplexity,
-}
-
-/// How F1s of classes become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Average {
-    /// Each class counts the same.
-    Macro,
-    /// Each row counts the same.
-    Micro,
-    /// Each class counts as often as it is right.
-    Weighted,
-}
-
-/// A definition of BLEU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bleu {
-    /// sacrebleu's.
-    Sacrebleu,
-    /// The CoNaLa challenge's.
-    Conala,
-    /// CodeXGLUE's, for ConCode.
-    Codexglue,
 }
 
 /// Unit and direction of a metric.

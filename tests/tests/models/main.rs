@@ -6,6 +6,7 @@
 )]
 
 mod correction;
+mod engine;
 mod golden;
 mod gpu;
 mod gpu_counts;

@@ -199,7 +199,7 @@ impl<'a> Engine<'a> {
             let targets = rows[row].targets();
             let mut score = ContinuationScore::CERTAIN;
             score.tokens = targets.len();
-            for (of_token, target) in scores.by_ref().zip(targets) {
+            for (target, of_token) in targets.iter().zip(scores.by_ref()) {
                 score.log_prob += f64::from(of_token.log_prob);
                 score.greedy &= of_token.top == *target;
             }
