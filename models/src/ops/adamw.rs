@@ -63,12 +63,10 @@ impl AdamW {
             first,
             second,
         };
-        let state = if is_cpu(&state.params.device()) {
-            advance(state, grads, &factors)
-        } else if kernels::run_on(&grads) {
-            kernels::adamw(state, &grads, &factors)
-        } else {
-            composed::advance(state, grads, &factors)
+        let state = match is_cpu(&state.params.device()) {
+            true => advance(state, grads, &factors),
+            false => kernels::adamw(state, &grads, &factors)
+                .unwrap_or_else(|state| composed::advance(state, grads, &factors)),
         };
         self.first = state.first;
         self.second = state.second;
@@ -77,7 +75,7 @@ impl AdamW {
 }
 
 /// What a step changes.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) params: Tensor<1>,
     pub(super) first: Tensor<1>,

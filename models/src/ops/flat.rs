@@ -14,10 +14,7 @@ pub(super) const CHUNK: usize = 1 << 14;
 pub fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
     debug_assert_eq!(y.dims(), x.dims());
     if !is_cpu(&y.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::combine(y, a, x, b),
-            false => composed::combine(y, a, x, b),
-        };
+        return kernels::combine(y, a, x, b).unwrap_or_else(|y| composed::combine(y, a, x, b));
     }
     let shape = y.dims();
     let x = Host::of(x.clone());
@@ -35,19 +32,13 @@ pub fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
 
 /// One vector after the other.
 pub fn concatenate(parts: Vec<Tensor<1>>) -> Tensor<1> {
-    match parts.first().is_some_and(kernels::run_on) {
-        true => kernels::concatenate(&parts),
-        false => Tensor::cat(parts, 0),
-    }
+    kernels::concatenate(&parts).unwrap_or_else(|| Tensor::cat(parts, 0))
 }
 
 /// `Σ x²`, a tensor of one element.
 pub fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::sum_of_squares(x),
-            false => composed::sum_of_squares(x),
-        };
+        return kernels::sum_of_squares(x).unwrap_or_else(|| composed::sum_of_squares(x));
     }
     let x = Host::of(x.clone());
     let sums = x.values().par_chunks(CHUNK).map(|x| {
@@ -67,10 +58,8 @@ pub fn pull(g: Tensor<1>, w: &Tensor<1>, anchor: &Tensor<1>, mu: f32) -> (Tensor
     debug_assert_eq!(g.dims(), w.dims());
     debug_assert_eq!(g.dims(), anchor.dims());
     if !is_cpu(&g.device()) {
-        return match kernels::run_on(&g) {
-            true => kernels::pull(g, w, anchor, mu),
-            false => composed::pull(g, w, anchor, mu),
-        };
+        return kernels::pull(g, w, anchor, mu)
+            .unwrap_or_else(|g| composed::pull(g, w, anchor, mu));
     }
     let shape = g.dims();
     let (w, anchor) = (Host::of(w.clone()), Host::of(anchor.clone()));

@@ -43,10 +43,8 @@ impl At for GeluTanh {
 /// the result is `[rows, ffn]`.
 pub fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return match kernels::run_on(gate_up) {
-            true => kernels::glu(gate_up, activation),
-            false => composed::glu(gate_up, activation),
-        };
+        return kernels::glu(gate_up, activation)
+            .unwrap_or_else(|| composed::glu(gate_up, activation));
     }
     match activation {
         Activation::Silu => forward::<Silu>(gate_up),
@@ -79,10 +77,8 @@ fn forward<A: At>(gate_up: &Tensor<2>) -> Tensor<2> {
 /// `gate_up` if nobody else holds it.
 pub fn glu_backward(dy: &Tensor<2>, gate_up: Tensor<2>, activation: Activation) -> Tensor<2> {
     if !is_cpu(&gate_up.device()) {
-        return match kernels::run_on(&gate_up) {
-            true => kernels::glu_backward(dy, gate_up, activation),
-            false => composed::glu_backward(dy, gate_up, activation),
-        };
+        return kernels::glu_backward(dy, gate_up, activation)
+            .unwrap_or_else(|gate_up| composed::glu_backward(dy, gate_up, activation));
     }
     match activation {
         Activation::Silu => backward::<Silu>(dy, gate_up),

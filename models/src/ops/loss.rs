@@ -46,10 +46,7 @@ impl Head {
     ) -> (Tensor<1>, Tensor<2>) {
         let (losses, dh) = self.token_losses(h, targets, weight, share);
         if !is_cpu(&h.device()) {
-            let sum = match kernels::run_on(&losses) {
-                true => kernels::sum(&losses),
-                false => losses.sum(),
-            };
+            let sum = kernels::sum(&losses).unwrap_or_else(|| losses.sum());
             return (sum, dh);
         }
         let losses = Host::of(losses);
@@ -180,10 +177,8 @@ impl Head {
         for (h, targets) in self.chunks(h, targets, 1.0) {
             let targets = indices(targets, &h.device());
             let logits = self.weight.forward(&h);
-            let (of_chunk, dlogits) = match kernels::run_on(&logits) {
-                true => kernels::losses(logits, &targets, weight, self.soft_cap),
-                false => composed::losses(logits, targets, weight, self.soft_cap),
-            };
+            let (of_chunk, dlogits) = kernels::losses(logits, &targets, weight, self.soft_cap)
+                .unwrap_or_else(|logits| composed::losses(logits, targets, weight, self.soft_cap));
             losses.push(of_chunk);
             dh.push(self.weight.backward(&dlogits));
         }
@@ -194,10 +189,8 @@ impl Head {
         let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
             let targets = indices(targets, &h.device());
             let logits = self.weight.forward(&h);
-            match kernels::run_on(&logits) {
-                true => kernels::log_probs(&logits, &targets, self.soft_cap),
-                false => composed::log_probs(logits, targets, self.soft_cap),
-            }
+            kernels::log_probs(&logits, &targets, self.soft_cap)
+                .unwrap_or_else(|| composed::log_probs(logits, targets, self.soft_cap))
         });
         joined(parts.collect())
     }

@@ -21,10 +21,8 @@ pub struct Normed {
 /// by `weight` `[features]`.
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::rms_norm(x, weight, eps),
-            false => composed::rms_norm(x, weight, eps),
-        };
+        return kernels::rms_norm(x, weight, eps)
+            .unwrap_or_else(|| composed::rms_norm(x, weight, eps));
     }
     let [rows, features] = x.dims();
     let mut inv = vec![0.0; rows];
@@ -44,10 +42,8 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
 /// The `y` of [`rms_norm`] again, from the `inv` that it left.
 pub fn rms_norm_again(x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::rms_norm_again(x, weight, inv),
-            false => composed::rms_norm_again(x, weight, inv),
-        };
+        return kernels::rms_norm_again(x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_again(x, weight, inv));
     }
     let mut inv = Host::of(inv.clone()).into_values();
     scale_rows(
@@ -99,10 +95,8 @@ pub fn rms_norm_backward(
     inv: &Tensor<2>,
 ) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::rms_norm_backward(dy, x, weight, inv),
-            false => composed::rms_norm_backward(dy, x, weight, inv),
-        };
+        return kernels::rms_norm_backward(dy, x, weight, inv)
+            .unwrap_or_else(|| composed::rms_norm_backward(dy, x, weight, inv));
     }
     let [rows, features] = x.dims();
     let mut dx = vec![0.0; rows * features];
@@ -119,10 +113,8 @@ pub fn rms_norm_backward_onto(
     inv: &Tensor<2>,
 ) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(x) {
-            true => kernels::rms_norm_backward_onto(onto, dy, x, weight, inv),
-            false => onto + composed::rms_norm_backward(dy, x, weight, inv),
-        };
+        return kernels::rms_norm_backward_onto(onto, dy, x, weight, inv)
+            .unwrap_or_else(|onto| onto + composed::rms_norm_backward(dy, x, weight, inv));
     }
     let mut sum = Host::of(onto).into_values();
     differentiate::<true>(&mut sum, dy, x, weight, inv);

@@ -63,10 +63,8 @@ pub enum Turn {
 /// one tensor.
 pub fn rotate(x: Tensor<2>, rotation: &Rotation, heads: usize, turn: Turn) -> Tensor<2> {
     if !is_cpu(&x.device()) {
-        return match kernels::run_on(&x) {
-            true => kernels::rotate(x, rotation, heads, turn),
-            false => composed::rotate(x, rotation, heads, turn),
-        };
+        return kernels::rotate(x, rotation, heads, turn)
+            .unwrap_or_else(|x| composed::rotate(x, rotation, heads, turn));
     }
     let [tokens, width] = x.dims();
     let half = rotation.cos.dims()[1];

@@ -4,14 +4,14 @@
 use burn::tensor::Tensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{empty, tensor};
+use super::super::cube::{cube, empty, tensor};
 use super::super::dropout::{Dropout, FIRST_MULTIPLIER, INCREMENT, SECOND_MULTIPLIER};
-use super::{UNITS, buffer, lanes, row_cubes, units};
+use super::{UNITS, lanes, row_cubes, units};
 
 /// `x` under the mask.
-pub(in crate::ops) fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
+pub(in crate::ops) fn dropout(x: &Tensor<2>, mask: &Dropout) -> Option<Tensor<2>> {
     let [rows, features] = x.dims();
-    let x = buffer(x);
+    let x = cube(x)?;
     let out = empty(&x, [rows, features]);
     let lanes = lanes(features);
     let vectors = rows * features / lanes;
@@ -32,7 +32,7 @@ pub(in crate::ops) fn dropout(x: &Tensor<2>, mask: &Dropout) -> Tensor<2> {
         mask.rate,
         mask.grown(),
     );
-    tensor(out)
+    Some(tensor(out))
 }
 
 #[cube(launch)]

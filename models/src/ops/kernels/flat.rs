@@ -6,9 +6,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::adamw::{Factors, State};
-use super::super::cube::{empty, tensor};
+use super::super::cube::{cube, empty, tensor};
 use super::super::host::tensor_on;
-use super::{UNITS, buffer, cube_sum, lanes, row_cubes, units, writable};
+use super::{UNITS, cube_sum, lanes, row_cubes, sole, units, writable};
 
 /// Vectors that one dispatch puts together: with the result and the kernel's numbers they are the
 /// eight buffers that WebGPU guarantees.
@@ -19,9 +19,15 @@ const PER_UNIT: usize = 8;
 const PARTS: usize = 256;
 
 /// `a·y + b·x`.
-pub(in crate::ops) fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Tensor<1> {
+pub(in crate::ops) fn combine(
+    y: Tensor<1>,
+    a: f32,
+    x: &Tensor<1>,
+    b: f32,
+) -> Result<Tensor<1>, Tensor<1>> {
     let [len] = y.dims();
-    let (y, x) = (writable(y), buffer(x));
+    let Some(x) = cube(x) else { return Err(y) };
+    let y = writable(y)?;
     let lanes = lanes(len);
     let vectors = len / lanes;
     combine_kernel::launch(
@@ -35,14 +41,14 @@ pub(in crate::ops) fn combine(y: Tensor<1>, a: f32, x: &Tensor<1>, b: f32) -> Te
         a,
         b,
     );
-    tensor(y)
+    Ok(tensor(y))
 }
 
 /// One vector after the other, [`JOINED`] of them by one dispatch.
-pub(in crate::ops) fn concatenate(parts: &[Tensor<1>]) -> Tensor<1> {
-    let buffers: Vec<CubeTensor> = parts.iter().map(buffer).collect();
+pub(in crate::ops) fn concatenate(parts: &[Tensor<1>]) -> Option<Tensor<1>> {
+    let buffers: Vec<CubeTensor> = parts.iter().map(cube).collect::<Option<_>>()?;
     let lengths: Vec<usize> = parts.iter().map(|part| part.dims()[0]).collect();
-    let out = empty(&buffers[0], [lengths.iter().sum()]);
+    let out = empty(buffers.first()?, [lengths.iter().sum()]);
     let mut first = 0;
     for (buffers, lengths) in buffers.chunks(JOINED).zip(lengths.chunks(JOINED)) {
         // The last one stands in, with no values, for those that are not there.
@@ -70,19 +76,19 @@ pub(in crate::ops) fn concatenate(parts: &[Tensor<1>]) -> Tensor<1> {
         );
         first += count;
     }
-    tensor(out)
+    Some(tensor(out))
 }
 
 /// `Σ x`, a tensor of one element.
-pub(in crate::ops) fn sum(x: &Tensor<1>) -> Tensor<1> {
+pub(in crate::ops) fn sum(x: &Tensor<1>) -> Option<Tensor<1>> {
     let [len] = x.dims();
-    tensor(finish(buffer(x), len, 1))
+    Some(tensor(finish(cube(x)?, len, 1)))
 }
 
 /// `Σ x²`, a tensor of one element.
-pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
+pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Option<Tensor<1>> {
     let [len] = x.dims();
-    let x = buffer(x);
+    let x = cube(x)?;
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&x, [parts]);
@@ -96,7 +102,7 @@ pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
         len / lanes,
         parts * UNITS,
     );
-    tensor(finish(sums, parts, 1))
+    Some(tensor(finish(sums, parts, 1)))
 }
 
 /// `g + mu·(w - anchor)` and the two sums of squares.
@@ -105,9 +111,12 @@ pub(in crate::ops) fn pull(
     w: &Tensor<1>,
     anchor: &Tensor<1>,
     mu: f32,
-) -> (Tensor<1>, Tensor<1>) {
+) -> Result<(Tensor<1>, Tensor<1>), Tensor<1>> {
     let [len] = g.dims();
-    let (g, w, anchor) = (writable(g), buffer(w), buffer(anchor));
+    let (Some(w), Some(anchor)) = (cube(w), cube(anchor)) else {
+        return Err(g);
+    };
+    let g = writable(g)?;
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&g, [2, parts]);
@@ -125,16 +134,27 @@ pub(in crate::ops) fn pull(
         parts,
         mu,
     );
-    (tensor(g), tensor(finish(sums, parts, 2)))
+    Ok((tensor(g), tensor(finish(sums, parts, 2))))
 }
 
 /// One AdamW step, written over what it changes.
-pub(in crate::ops) fn adamw(state: State, grads: &Tensor<1>, factors: &Factors) -> State {
+pub(in crate::ops) fn adamw(
+    state: State,
+    grads: &Tensor<1>,
+    factors: &Factors,
+) -> Result<State, State> {
     let [len] = grads.dims();
     // A tensor, not arguments: those are cached, and these are others in every step.
     let factors = tensor_on(factors.to_vec(), [7], &grads.device());
-    let (grads, factors) = (buffer(grads), buffer(&factors));
-    let [params, first, second] = [state.params, state.first, state.second].map(writable);
+    let (Some(grads), Some(factors)) = (cube(grads), cube(&factors)) else {
+        return Err(state);
+    };
+    let written = [&state.params, &state.first, &state.second].map(cube);
+    let [Some(params), Some(first), Some(second)] = written else {
+        return Err(state);
+    };
+    drop(state);
+    let [params, first, second] = [params, first, second].map(sole);
     let lanes = lanes(len);
     let vectors = len / lanes;
     adamw_kernel::launch(
@@ -149,11 +169,11 @@ pub(in crate::ops) fn adamw(state: State, grads: &Tensor<1>, factors: &Factors) 
         factors.into_buffer_arg(),
         vectors,
     );
-    State {
+    Ok(State {
         params: tensor(params),
         first: tensor(first),
         second: tensor(second),
-    }
+    })
 }
 
 /// Cubes that sum up so many vectors.

@@ -3,15 +3,15 @@
 use burn::tensor::Tensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{empty, tensor};
+use super::super::cube::{cube, empty, tensor};
 use super::super::glu::{GELU_CUBIC, SQRT_2_OVER_PI};
-use super::{CUBES, UNITS, buffer, lanes, tanh, units, writable};
+use super::{CUBES, UNITS, lanes, tanh, units, writable};
 use crate::config::Activation;
 
 /// `activation(gate) · up`.
-pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor<2> {
+pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Option<Tensor<2>> {
     let [rows, width] = gate_up.dims();
-    let gate_up = buffer(gate_up);
+    let gate_up = cube(gate_up)?;
     let out = empty(&gate_up, [rows, width / 2]);
     let lanes = lanes(width / 2);
     let ffn = width / 2 / lanes;
@@ -26,7 +26,7 @@ pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Tensor
         ffn,
         activation == Activation::GeluTanh,
     );
-    tensor(out)
+    Some(tensor(out))
 }
 
 /// The gradient with respect to gate and up, written over them.
@@ -34,9 +34,12 @@ pub(in crate::ops) fn glu_backward(
     dy: &Tensor<2>,
     gate_up: Tensor<2>,
     activation: Activation,
-) -> Tensor<2> {
+) -> Result<Tensor<2>, Tensor<2>> {
     let [rows, width] = gate_up.dims();
-    let (dy, gate_up) = (buffer(dy), writable(gate_up));
+    let Some(dy) = cube(dy) else {
+        return Err(gate_up);
+    };
+    let gate_up = writable(gate_up)?;
     let lanes = lanes(width / 2);
     let ffn = width / 2 / lanes;
     backward_kernel::launch(
@@ -50,7 +53,7 @@ pub(in crate::ops) fn glu_backward(
         ffn,
         activation == Activation::GeluTanh,
     );
-    tensor(gate_up)
+    Ok(tensor(gate_up))
 }
 
 fn cubes(rows: usize, ffn: usize) -> CubeCount {

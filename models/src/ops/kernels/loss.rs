@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{empty, tensor};
-use super::{buffer, cube_max, cube_sum, lanes, row_cubes, row_units, tanh, units, writable};
+use super::super::cube::{cube, empty, tensor};
+use super::{cube_max, cube_sum, lanes, row_cubes, row_units, tanh, units, writable};
 
 /// The loss of each row `[n]`, and the gradient of `weight` times each by the logits, which are
 /// written over.
@@ -15,16 +15,19 @@ pub(in crate::ops) fn losses(
     targets: &Tensor<1, Int>,
     weight: f32,
     soft_cap: Option<f32>,
-) -> (Tensor<1>, Tensor<2>) {
+) -> Result<(Tensor<1>, Tensor<2>), Tensor<2>> {
     let [rows, vocabulary] = logits.dims();
-    let logits = writable(logits);
+    let Some(targets) = cube(targets) else {
+        return Err(logits);
+    };
+    let logits = writable(logits)?;
     let row = Row {
         rows,
         vocabulary,
         soft_cap,
     };
-    let losses = row.launch(logits.clone(), buffer(targets), Some(weight));
-    (tensor(losses), tensor(logits))
+    let losses = row.launch(logits.clone(), targets, Some(weight));
+    Ok((tensor(losses), tensor(logits)))
 }
 
 /// The logarithm of the target's probability in each row `[n]`.
@@ -32,15 +35,15 @@ pub(in crate::ops) fn log_probs(
     logits: &Tensor<2>,
     targets: &Tensor<1, Int>,
     soft_cap: Option<f32>,
-) -> Tensor<1> {
+) -> Option<Tensor<1>> {
     let [rows, vocabulary] = logits.dims();
     let row = Row {
         rows,
         vocabulary,
         soft_cap,
     };
-    let losses = row.launch(buffer(logits), buffer(targets), None);
-    tensor::<1>(losses).neg()
+    let losses = row.launch(cube(logits)?, cube(targets)?, None);
+    Some(tensor::<1>(losses).neg())
 }
 
 /// What all rows have in common.

@@ -5,7 +5,13 @@
 //! dimension, few kilobytes of shared memory, and no subgroups. Rows are reduced by a tree in
 //! shared memory, always in the same order, so a kernel repeats itself to the last bit.
 //!
-//! Callers ask [`run_on`] first; a tensor of a device that runs no kernels is a panic here.
+//! On a device that runs no kernels a function returns nothing, and one that would write over its
+//! argument gives that back.
+
+#![expect(
+    clippy::result_large_err,
+    reason = "the tensor given back is no larger than the one returned"
+)]
 
 mod dropout;
 mod flat;
@@ -16,10 +22,7 @@ mod rope;
 #[cfg(test)]
 mod twins;
 
-use burn::tensor::kind::Basic;
-use burn::tensor::{BackendPrimitive, Tensor};
-use burn_cubecl::CubeBackend;
-use burn_cubecl::kernel::into_contiguous;
+use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -58,30 +61,19 @@ fn units(count: usize) -> CubeDim {
     CubeDim::new_1d(count as u32)
 }
 
-/// Whether the device of a tensor runs CubeCL kernels.
-pub(super) fn run_on<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let tensor = tensor.clone().try_into_primitive::<CubeBackend>();
-    tensor.is_ok()
-}
-
-/// The buffer of a tensor, row-major.
-fn buffer<const D: usize, K>(tensor: &Tensor<D, K>) -> CubeTensor
-where
-    K: Basic + BackendPrimitive<CubeBackend, Primitive = CubeTensor>,
-{
-    match cube(tensor) {
-        Some(buffer) => buffer,
-        None => panic!("a kernel was given a tensor of a device that runs none"),
+/// The buffer of a tensor that is to be written over, or the tensor back.
+fn writable<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, Tensor<D>> {
+    match cube(&tensor) {
+        Some(buffer) => {
+            drop(tensor);
+            Ok(sole(buffer))
+        }
+        None => Err(tensor),
     }
 }
 
-/// The buffer of a tensor that is to be written over: its own if nobody else holds that, a copy
-/// otherwise.
-fn writable<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
-    let buffer = match tensor.try_into_primitive::<CubeBackend>() {
-        Ok(buffer) => into_contiguous(buffer),
-        Err(error) => panic!("a kernel was given a tensor of a device that runs none: {error:?}"),
-    };
+/// The buffer itself if nobody else holds it, a copy otherwise.
+fn sole(buffer: CubeTensor) -> CubeTensor {
     match buffer.can_mut() {
         true => buffer,
         false => buffer.copy(),

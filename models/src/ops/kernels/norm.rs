@@ -4,14 +4,14 @@ use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::cube::{empty, tensor};
+use super::super::cube::{cube, empty, tensor};
 use super::super::norm::Normed;
-use super::{buffer, cube_sum, lanes, row_cubes, row_units, units, writable};
+use super::{cube_sum, lanes, row_cubes, row_units, units, writable};
 
 /// `y` and `inv` in one pass.
-pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Normed {
+pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Option<Normed> {
     let [rows, features] = x.dims();
-    let (x, weight) = (buffer(x), buffer(weight));
+    let (x, weight) = (cube(x)?, cube(weight)?);
     let (y, inv) = (empty(&x, [rows, features]), empty(&x, [rows, 1]));
     let lanes = lanes(features);
     let width = features / lanes;
@@ -30,10 +30,10 @@ pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> N
         eps,
         count,
     );
-    Normed {
+    Some(Normed {
         y: tensor(y),
         inv: tensor(inv),
-    }
+    })
 }
 
 /// `y` from the `inv` that there is.
@@ -41,9 +41,9 @@ pub(in crate::ops) fn rms_norm_again(
     x: &Tensor<2>,
     weight: &Tensor<1>,
     inv: &Tensor<2>,
-) -> Tensor<2> {
+) -> Option<Tensor<2>> {
     let [rows, features] = x.dims();
-    let (x, weight, inv) = (buffer(x), buffer(weight), buffer(inv));
+    let (x, weight, inv) = (cube(x)?, cube(weight)?, cube(inv)?);
     let y = empty(&x, [rows, features]);
     let lanes = lanes(features);
     let width = features / lanes;
@@ -61,7 +61,7 @@ pub(in crate::ops) fn rms_norm_again(
         width,
         count,
     );
-    tensor(y)
+    Some(tensor(y))
 }
 
 /// The gradient with respect to `x`.
@@ -70,10 +70,10 @@ pub(in crate::ops) fn rms_norm_backward(
     x: &Tensor<2>,
     weight: &Tensor<1>,
     inv: &Tensor<2>,
-) -> Tensor<2> {
-    let gradient = Gradient::of(dy, x, weight, inv);
+) -> Option<Tensor<2>> {
+    let gradient = Gradient::of(dy, x, weight, inv)?;
     let dx = empty(&gradient.x, x.dims());
-    gradient.launch(dx, false)
+    Some(gradient.launch(dx, false))
 }
 
 /// `onto` and that gradient, written over `onto`.
@@ -83,8 +83,11 @@ pub(in crate::ops) fn rms_norm_backward_onto(
     x: &Tensor<2>,
     weight: &Tensor<1>,
     inv: &Tensor<2>,
-) -> Tensor<2> {
-    Gradient::of(dy, x, weight, inv).launch(writable(onto), true)
+) -> Result<Tensor<2>, Tensor<2>> {
+    match Gradient::of(dy, x, weight, inv) {
+        Some(gradient) => Ok(gradient.launch(writable(onto)?, true)),
+        None => Err(onto),
+    }
 }
 
 /// What the gradient is made of.
@@ -97,14 +100,14 @@ struct Gradient {
 }
 
 impl Gradient {
-    fn of(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Self {
-        Self {
+    fn of(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, inv: &Tensor<2>) -> Option<Self> {
+        Some(Self {
             dims: x.dims(),
-            dy: buffer(dy),
-            x: buffer(x),
-            weight: buffer(weight),
-            inv: buffer(inv),
-        }
+            dy: cube(dy)?,
+            x: cube(x)?,
+            weight: cube(weight)?,
+            inv: cube(inv)?,
+        })
     }
 
     fn launch(self, dx: CubeTensor, add: bool) -> Tensor<2> {

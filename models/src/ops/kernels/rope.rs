@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 use cubecl::prelude::*;
 
-use super::super::cube::tensor;
+use super::super::cube::{cube, tensor};
 use super::super::rope::{Rotation, Turn};
-use super::{CUBES, UNITS, buffer, lanes, units, writable};
+use super::{CUBES, UNITS, lanes, units, writable};
 
 /// Rotates the first `heads` heads of each row.
 pub(in crate::ops) fn rotate(
@@ -13,10 +13,12 @@ pub(in crate::ops) fn rotate(
     rotation: &Rotation,
     heads: usize,
     turn: Turn,
-) -> Tensor<2> {
+) -> Result<Tensor<2>, Tensor<2>> {
     let [tokens, width] = x.dims();
-    let (cos, sin) = (buffer(rotation.cos()), buffer(rotation.sin()));
-    let x = writable(x);
+    let (Some(cos), Some(sin)) = (cube(rotation.cos()), cube(rotation.sin())) else {
+        return Err(x);
+    };
+    let x = writable(x)?;
     let half = rotation.cos().dims()[1];
     let lanes = lanes(half);
     let pairs = heads * half / lanes;
@@ -42,7 +44,7 @@ pub(in crate::ops) fn rotate(
         pairs,
         half / lanes,
     );
-    tensor(x)
+    Ok(tensor(x))
 }
 
 #[cube(launch)]
