@@ -7,8 +7,8 @@
 use cubecl::prelude::*;
 
 use super::plan::{PER_THREAD, Plan};
-use super::rows::{Rows, after_last_query, first_key, head_of, last_tile_first, write_rows};
-use super::tile::{Four, keep, products, row_sum, squash, weighted_sums};
+use super::rows::{Head, after_last_query, first_key, head_of, last_tile_first, write_rows};
+use super::tile::{Four, keep, no_sums, products, row_sum, score_of, weighted_sums};
 
 /// The gradients of the queries, and `pull`, each query's `Σ dO·O`. Cubes as in the forward pass.
 #[cube(launch)]
@@ -31,22 +31,7 @@ pub(super) fn backward_queries(
     let columns = comptime!(plan.columns());
     let tokens = tokens as usize;
     let first = last_tile_first(tokens, plan);
-    let queries = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.qkv_width()),
-        plan,
-    );
-    let outs = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.out_width()),
-        plan,
-    );
-    let keys = Rows::keys(CUBE_POS_Y as usize, tokens, plan);
-    let values = Rows::values(CUBE_POS_Y as usize, tokens, plan);
-    let mut staged = Shared::<[Four]>::new_slice(comptime!(plan.staged()));
-    let mut weights = Shared::<[Four]>::new_slice(comptime!(plan.weights()));
+    let mut head = Head::of_cube(tokens, plan);
 
     let mut from = Array::<usize>::new(PER_THREAD);
     let mut to = Array::<usize>::new(PER_THREAD);
@@ -58,7 +43,7 @@ pub(super) fn backward_queries(
         from[i] = 0usize;
         to[i] = 0usize;
         log_sums[i] = 0.0f32;
-        if row < queries.end {
+        if row < head.queries.end {
             from[i] = first_key(bounds, row / group, window);
             to[i] = row / group + 1;
             log_sums[i] = log_sum[head_of(row, plan)];
@@ -67,8 +52,8 @@ pub(super) fn backward_queries(
             for m in 0..columns {
                 let column = UNIT_POS_X as usize + comptime!(m * plan.side());
                 if column < plan.vectors {
-                    let product =
-                        out[outs.place(row, plan) + column] * dout[outs.place(row, plan) + column];
+                    let product = out[head.outs.place(row, plan) + column]
+                        * dout[head.outs.place(row, plan) + column];
                     #[unroll]
                     for lane in 0..4usize {
                         sum += product.extract(lane);
@@ -78,38 +63,34 @@ pub(super) fn backward_queries(
             pulls.insert(i, sum);
         }
     }
-    let pulls = row_sum(pulls, &mut staged, plan);
+    let pulls = row_sum(pulls, &mut head.staged, plan);
 
-    let mut dq = Array::<Four>::new(comptime!(PER_THREAD * columns));
-    #[unroll]
-    for k in 0..comptime!(PER_THREAD * columns) {
-        dq[k] = Four::new(0.0f32);
-    }
+    let mut dq = no_sums(plan);
     let mut scores = Array::<f32>::new(comptime!(PER_THREAD * PER_THREAD));
     let mut dp = Array::<f32>::new(comptime!(PER_THREAD * PER_THREAD));
 
-    let last = min(first + tile, queries.end) - 1;
+    let last = min(first + tile, head.queries.end) - 1;
     let mut key = first_key(bounds, first / group, window);
     while key <= last / group {
         products(
             &mut scores,
-            &mut staged,
+            &mut head.staged,
             qkv,
-            &queries,
+            &head.queries,
             first,
             qkv,
-            &keys,
+            &head.keys,
             key,
             plan,
         );
         products(
             &mut dp,
-            &mut staged,
+            &mut head.staged,
             dout,
-            &outs,
+            &head.outs,
             first,
             qkv,
-            &values,
+            &head.values,
             key,
             plan,
         );
@@ -121,30 +102,32 @@ pub(super) fn backward_queries(
                 let k = comptime!(i * PER_THREAD + j);
                 let mut gradient = 0.0f32;
                 if at >= from[i] && at < to[i] {
-                    let mut score = scores[k] * scale;
-                    let mut slope = scale;
-                    if comptime!(plan.capped) {
-                        let t = squash(score, cap);
-                        score = cap * t;
-                        slope *= 1.0f32 - t * t;
-                    }
-                    let p = (score - log_sums[i]).exp();
-                    gradient = p * (dp[k] - pulls.extract(i)) * slope;
+                    let score = score_of(scores[k], scale, cap, plan);
+                    let p = (score.value - log_sums[i]).exp();
+                    gradient = p * (dp[k] - pulls.extract(i)) * score.slope;
                 }
                 dp[k] = gradient;
             }
         }
-        keep(&mut weights, &dp, plan);
-        weighted_sums(&mut dq, &weights, &mut staged, qkv, &keys, key, plan);
+        keep(&mut head.weights, &dp, plan);
+        weighted_sums(
+            &mut dq,
+            &head.weights,
+            &mut head.staged,
+            qkv,
+            &head.keys,
+            key,
+            plan,
+        );
         key += tile;
     }
 
-    write_rows(dqkv, &dq, &queries, first, plan);
+    write_rows(dqkv, &dq, &head.queries, first, plan);
     if UNIT_POS_X == 0 {
         #[unroll]
         for i in 0..PER_THREAD {
             let row = first + UNIT_POS_Y as usize * PER_THREAD + i;
-            if row < queries.end {
+            if row < head.queries.end {
                 pull[head_of(row, plan)] = pulls.extract(i);
             }
         }
@@ -168,25 +151,9 @@ pub(super) fn backward_keys(
 ) {
     let tile = comptime!(plan.tile);
     let group = comptime!(plan.group());
-    let columns = comptime!(plan.columns());
     let tokens = tokens as usize;
     let first = CUBE_POS_X as usize * tile;
-    let queries = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.qkv_width()),
-        plan,
-    );
-    let outs = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.out_width()),
-        plan,
-    );
-    let keys = Rows::keys(CUBE_POS_Y as usize, tokens, plan);
-    let values = Rows::values(CUBE_POS_Y as usize, tokens, plan);
-    let mut staged = Shared::<[Four]>::new_slice(comptime!(plan.staged()));
-    let mut weights = Shared::<[Four]>::new_slice(comptime!(plan.weights()));
+    let mut head = Head::of_cube(tokens, plan);
 
     // The tokens that see the thread's keys begin with the keys' own.
     let mut to = Array::<usize>::new(PER_THREAD);
@@ -194,44 +161,39 @@ pub(super) fn backward_keys(
     for i in 0..PER_THREAD {
         let key = first + UNIT_POS_Y as usize * PER_THREAD + i;
         to[i] = 0usize;
-        if key < keys.end {
+        if key < head.keys.end {
             to[i] = after_last_query(bounds, key, tokens, window);
         }
     }
 
-    let mut dk = Array::<Four>::new(comptime!(PER_THREAD * columns));
-    let mut dv = Array::<Four>::new(comptime!(PER_THREAD * columns));
-    #[unroll]
-    for k in 0..comptime!(PER_THREAD * columns) {
-        dk[k] = Four::new(0.0f32);
-        dv[k] = Four::new(0.0f32);
-    }
+    let mut dk = no_sums(plan);
+    let mut dv = no_sums(plan);
     let mut scores = Array::<f32>::new(comptime!(PER_THREAD * PER_THREAD));
     let mut dp = Array::<f32>::new(comptime!(PER_THREAD * PER_THREAD));
 
-    let last = min(first + tile, keys.end) - 1;
+    let last = min(first + tile, head.keys.end) - 1;
     let end = after_last_query(bounds, last, tokens, window) * group;
     let mut row = first * group;
     while row < end {
         products(
             &mut scores,
-            &mut staged,
+            &mut head.staged,
             qkv,
-            &keys,
+            &head.keys,
             first,
             qkv,
-            &queries,
+            &head.queries,
             row,
             plan,
         );
         products(
             &mut dp,
-            &mut staged,
+            &mut head.staged,
             qkv,
-            &values,
+            &head.values,
             first,
             dout,
-            &outs,
+            &head.outs,
             row,
             plan,
         );
@@ -241,7 +203,7 @@ pub(super) fn backward_keys(
             let token = query / group;
             let mut log_sum_of = 0.0f32;
             let mut pull_of = 0.0f32;
-            if query < queries.end {
+            if query < head.queries.end {
                 log_sum_of = log_sum[head_of(query, plan)];
                 pull_of = pull[head_of(query, plan)];
             }
@@ -250,27 +212,39 @@ pub(super) fn backward_keys(
                 let k = comptime!(i * PER_THREAD + j);
                 let key = first + UNIT_POS_Y as usize * PER_THREAD + i;
                 let mut p = 0.0f32;
-                let mut slope = scale;
+                let mut gradient = 0.0f32;
                 if token >= key && token < to[i] {
-                    let mut score = scores[k] * scale;
-                    if comptime!(plan.capped) {
-                        let t = squash(score, cap);
-                        score = cap * t;
-                        slope *= 1.0f32 - t * t;
-                    }
-                    p = (score - log_sum_of).exp();
+                    let score = score_of(scores[k], scale, cap, plan);
+                    p = (score.value - log_sum_of).exp();
+                    gradient = p * (dp[k] - pull_of) * score.slope;
                 }
                 scores[k] = p;
-                dp[k] = p * (dp[k] - pull_of) * slope;
+                dp[k] = gradient;
             }
         }
-        keep(&mut weights, &scores, plan);
-        weighted_sums(&mut dv, &weights, &mut staged, dout, &outs, row, plan);
+        keep(&mut head.weights, &scores, plan);
+        weighted_sums(
+            &mut dv,
+            &head.weights,
+            &mut head.staged,
+            dout,
+            &head.outs,
+            row,
+            plan,
+        );
         sync_cube();
-        keep(&mut weights, &dp, plan);
-        weighted_sums(&mut dk, &weights, &mut staged, qkv, &queries, row, plan);
+        keep(&mut head.weights, &dp, plan);
+        weighted_sums(
+            &mut dk,
+            &head.weights,
+            &mut head.staged,
+            qkv,
+            &head.queries,
+            row,
+            plan,
+        );
         row += tile;
     }
-    write_rows(dqkv, &dk, &keys, first, plan);
-    write_rows(dqkv, &dv, &values, first, plan);
+    write_rows(dqkv, &dk, &head.keys, first, plan);
+    write_rows(dqkv, &dv, &head.values, first, plan);
 }

@@ -4,8 +4,10 @@
 use cubecl::prelude::*;
 
 use super::plan::{PER_THREAD, Plan};
-use super::rows::{Rows, first_key, head_of, last_tile_first, write_rows};
-use super::tile::{Four, HIDDEN, keep, products, row_max, row_sum, squash, weighted_sums};
+use super::rows::{Head, first_key, head_of, last_tile_first, write_rows};
+use super::tile::{
+    Four, HIDDEN, keep, no_sums, products, row_max, row_sum, score_of, weighted_sums,
+};
 
 /// Cubes along x own tiles of queries, the last first because they see the most keys; along y,
 /// key/value heads. `bounds` are the starts of all tokens' segments, then their ends.
@@ -26,16 +28,7 @@ pub(super) fn forward(
     let columns = comptime!(plan.columns());
     let tokens = tokens as usize;
     let first = last_tile_first(tokens, plan);
-    let queries = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.qkv_width()),
-        plan,
-    );
-    let keys = Rows::keys(CUBE_POS_Y as usize, tokens, plan);
-    let values = Rows::values(CUBE_POS_Y as usize, tokens, plan);
-    let mut staged = Shared::<[Four]>::new_slice(comptime!(plan.staged()));
-    let mut weights = Shared::<[Four]>::new_slice(comptime!(plan.weights()));
+    let mut head = Head::of_cube(tokens, plan);
 
     // What the thread's rows see: none, if there is no such row.
     let mut from = Array::<usize>::new(PER_THREAD);
@@ -45,32 +38,28 @@ pub(super) fn forward(
         let row = first + UNIT_POS_Y as usize * PER_THREAD + i;
         from[i] = 0usize;
         to[i] = 0usize;
-        if row < queries.end {
+        if row < head.queries.end {
             from[i] = first_key(bounds, row / group, window);
             to[i] = row / group + 1;
         }
     }
 
-    let mut sums = Array::<Four>::new(comptime!(PER_THREAD * columns));
-    #[unroll]
-    for k in 0..comptime!(PER_THREAD * columns) {
-        sums[k] = Four::new(0.0f32);
-    }
+    let mut sums = no_sums(plan);
     let mut largest = Four::new(HIDDEN);
     let mut total = Four::new(0.0f32);
     let mut scores = Array::<f32>::new(comptime!(PER_THREAD * PER_THREAD));
 
-    let last = min(first + tile, queries.end) - 1;
+    let last = min(first + tile, head.queries.end) - 1;
     let mut key = first_key(bounds, first / group, window);
     while key <= last / group {
         products(
             &mut scores,
-            &mut staged,
+            &mut head.staged,
             qkv,
-            &queries,
+            &head.queries,
             first,
             qkv,
-            &keys,
+            &head.keys,
             key,
             plan,
         );
@@ -80,10 +69,7 @@ pub(super) fn forward(
             #[unroll]
             for j in 0..PER_THREAD {
                 let at = key + UNIT_POS_X as usize * PER_THREAD + j;
-                let mut score = scores[i * PER_THREAD + j] * scale;
-                if comptime!(plan.capped) {
-                    score = cap * squash(score, cap);
-                }
+                let mut score = score_of(scores[i * PER_THREAD + j], scale, cap, plan).value;
                 if at < from[i] || at >= to[i] {
                     score = HIDDEN;
                 }
@@ -91,7 +77,7 @@ pub(super) fn forward(
                 largest.insert(i, max(largest.extract(i), score));
             }
         }
-        largest = row_max(largest, &mut staged, plan);
+        largest = row_max(largest, &mut head.staged, plan);
         let correction = (before - largest).exp();
         total *= correction;
         #[unroll]
@@ -111,12 +97,20 @@ pub(super) fn forward(
                 sums[i * columns + m] *= Four::new(correction.extract(i));
             }
         }
-        keep(&mut weights, &scores, plan);
-        weighted_sums(&mut sums, &weights, &mut staged, qkv, &values, key, plan);
+        keep(&mut head.weights, &scores, plan);
+        weighted_sums(
+            &mut sums,
+            &head.weights,
+            &mut head.staged,
+            qkv,
+            &head.values,
+            key,
+            plan,
+        );
         key += tile;
     }
 
-    let total = row_sum(total, &mut staged, plan);
+    let total = row_sum(total, &mut head.staged, plan);
     #[unroll]
     for i in 0..PER_THREAD {
         let row = first + UNIT_POS_Y as usize * PER_THREAD + i;
@@ -124,15 +118,9 @@ pub(super) fn forward(
         for m in 0..columns {
             sums[i * columns + m] /= Four::new(total.extract(i));
         }
-        if row < queries.end && UNIT_POS_X == 0 {
+        if row < head.queries.end && UNIT_POS_X == 0 {
             log_sum[head_of(row, plan)] = largest.extract(i) + total.extract(i).ln();
         }
     }
-    let outs = Rows::queries(
-        CUBE_POS_Y as usize,
-        tokens,
-        comptime!(plan.out_width()),
-        plan,
-    );
-    write_rows(out, &sums, &outs, first, plan);
+    write_rows(out, &sums, &head.outs, first, plan);
 }

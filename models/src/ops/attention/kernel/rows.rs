@@ -23,12 +23,7 @@ pub(super) struct Rows {
 #[cube]
 impl Rows {
     /// The query heads of one group, in a tensor of so many vectors a token.
-    pub(super) fn queries(
-        kv: usize,
-        tokens: usize,
-        #[comptime] width: usize,
-        #[comptime] plan: Plan,
-    ) -> Rows {
+    fn queries(kv: usize, tokens: usize, #[comptime] width: usize, #[comptime] plan: Plan) -> Rows {
         Rows {
             column: kv * comptime!(plan.group() * plan.vectors),
             end: tokens * comptime!(plan.group()),
@@ -38,7 +33,7 @@ impl Rows {
     }
 
     /// The keys of one head, in the joint tensor.
-    pub(super) fn keys(kv: usize, tokens: usize, #[comptime] plan: Plan) -> Rows {
+    fn keys(kv: usize, tokens: usize, #[comptime] plan: Plan) -> Rows {
         Rows {
             column: (kv + plan.heads) * plan.vectors,
             end: tokens,
@@ -48,7 +43,7 @@ impl Rows {
     }
 
     /// The values of one head, in the joint tensor.
-    pub(super) fn values(kv: usize, tokens: usize, #[comptime] plan: Plan) -> Rows {
+    fn values(kv: usize, tokens: usize, #[comptime] plan: Plan) -> Rows {
         Rows {
             column: (kv + comptime!(plan.heads + plan.kv_heads)) * plan.vectors,
             end: tokens,
@@ -60,6 +55,34 @@ impl Rows {
     /// The place of a row's first vector.
     pub(super) fn place(&self, row: usize, #[comptime] plan: Plan) -> usize {
         row / self.group * self.width + self.column + row % self.group * plan.vectors
+    }
+}
+
+/// The key/value head of a cube: where its rows lie, and the shared memory through which they pass.
+#[derive(CubeType)]
+pub(super) struct Head {
+    /// In the joint tensor.
+    pub(super) queries: Rows,
+    /// In the output.
+    pub(super) outs: Rows,
+    pub(super) keys: Rows,
+    pub(super) values: Rows,
+    pub(super) staged: Shared<[Four]>,
+    pub(super) weights: Shared<[Four]>,
+}
+
+#[cube]
+impl Head {
+    pub(super) fn of_cube(tokens: usize, #[comptime] plan: Plan) -> Head {
+        let kv = CUBE_POS_Y as usize;
+        Head {
+            queries: Rows::queries(kv, tokens, comptime!(plan.qkv_width()), plan),
+            outs: Rows::queries(kv, tokens, comptime!(plan.out_width()), plan),
+            keys: Rows::keys(kv, tokens, plan),
+            values: Rows::values(kv, tokens, plan),
+            staged: Shared::<[Four]>::new_slice(comptime!(plan.staged())),
+            weights: Shared::<[Four]>::new_slice(comptime!(plan.weights())),
+        }
     }
 }
 

@@ -94,6 +94,17 @@ fn stage_chunk(
     }
 }
 
+/// A thread's sums before anything is added to them, as [`weighted_sums`] has them.
+#[cube]
+pub(super) fn no_sums(#[comptime] plan: Plan) -> Array<Four> {
+    let mut sums = Array::<Four>::new(comptime!(PER_THREAD * plan.columns()));
+    #[unroll]
+    for k in 0..comptime!(PER_THREAD * plan.columns()) {
+        sums[k] = Four::new(0.0f32);
+    }
+    sums
+}
+
 /// Adds weighted sums of the rows of a tile: vector `x + m · side` of row `4·y + i` of the product
 /// to `sums[columns · i + m]`. Row `r` of the weights says how much of each row goes into row `r`.
 #[cube]
@@ -210,9 +221,35 @@ fn share(value: Four, staged: &mut Shared<[Four]>, #[comptime] plan: Plan) {
 /// A score within `cap` of 0, over `cap`. The hyperbolic tangent is spelled out because some
 /// drivers' own turns large arguments into NaN.
 #[cube]
-pub(super) fn squash(score: f32, cap: f32) -> f32 {
+fn squash(score: f32, cap: f32) -> f32 {
     let x = clamp(score / cap, -15.0f32, 15.0f32);
     1.0f32 - 2.0f32 / ((2.0f32 * x).exp() + 1.0f32)
+}
+
+/// A product of a query and a key as a score.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Score {
+    pub(super) value: f32,
+    /// The score's derivative by the product.
+    pub(super) slope: f32,
+}
+
+/// The score of a product: scaled, and within the cap if there is one.
+#[cube]
+pub(super) fn score_of(product: f32, scale: f32, cap: f32, #[comptime] plan: Plan) -> Score {
+    let score = product * scale;
+    if comptime!(plan.capped) {
+        let t = squash(score, cap);
+        Score {
+            value: cap * t,
+            slope: scale * (1.0f32 - t * t),
+        }
+    } else {
+        Score {
+            value: score,
+            slope: scale,
+        }
+    }
 }
 
 /// Puts a thread's part of a tile where all threads read it.
