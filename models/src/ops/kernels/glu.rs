@@ -11,19 +11,18 @@ use crate::config::Activation;
 /// `activation(gate) · up`.
 pub(in crate::ops) fn glu(gate_up: &Tensor<2>, activation: Activation) -> Option<Tensor<2>> {
     let [rows, width] = gate_up.dims();
+    let gates = Gates::of([rows, width]);
     let gate_up = cube(gate_up)?;
     let out = empty(&gate_up, [rows, width / 2]);
-    let lanes = lanes(width / 2);
-    let ffn = width / 2 / lanes;
     glu_kernel::launch(
         &gate_up.client.clone(),
-        cubes(rows, ffn),
+        gates.cubes(),
         units(UNITS),
-        lanes,
+        gates.lanes,
         gate_up.into_buffer_arg(),
         out.clone().into_buffer_arg(),
-        rows,
-        ffn,
+        gates.rows,
+        gates.ffn,
         activation == Activation::GeluTanh,
     );
     Some(tensor(out))
@@ -35,29 +34,48 @@ pub(in crate::ops) fn glu_backward(
     gate_up: Tensor<2>,
     activation: Activation,
 ) -> Result<Tensor<2>, Tensor<2>> {
-    let [rows, width] = gate_up.dims();
+    let gates = Gates::of(gate_up.dims());
     let Some(dy) = cube(dy) else {
         return Err(gate_up);
     };
     let gate_up = writable(gate_up)?;
-    let lanes = lanes(width / 2);
-    let ffn = width / 2 / lanes;
     backward_kernel::launch(
         &gate_up.client.clone(),
-        cubes(rows, ffn),
+        gates.cubes(),
         units(UNITS),
-        lanes,
+        gates.lanes,
         dy.into_buffer_arg(),
         gate_up.clone().into_buffer_arg(),
-        rows,
-        ffn,
+        gates.rows,
+        gates.ffn,
         activation == Activation::GeluTanh,
     );
     Ok(tensor(gate_up))
 }
 
-fn cubes(rows: usize, ffn: usize) -> CubeCount {
-    CubeCount::Static(ffn.div_ceil(UNITS) as u32, rows.clamp(1, CUBES) as u32, 1)
+/// How the gates of rows of gate and up are dealt out to units.
+struct Gates {
+    rows: usize,
+    /// Gates of a unit.
+    lanes: usize,
+    /// Vectors of so many gates in a row.
+    ffn: usize,
+}
+
+impl Gates {
+    fn of([rows, width]: [usize; 2]) -> Self {
+        let lanes = lanes(width / 2);
+        Self {
+            rows,
+            lanes,
+            ffn: width / 2 / lanes,
+        }
+    }
+
+    fn cubes(&self) -> CubeCount {
+        let (wide, high) = (self.ffn.div_ceil(UNITS), self.rows.clamp(1, CUBES));
+        CubeCount::Static(wide as u32, high as u32, 1)
+    }
 }
 
 #[cube(launch)]

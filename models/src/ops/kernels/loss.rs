@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
-use super::{cube_max, cube_sum, lanes, row_cubes, row_units, tanh, units, writable};
+use super::{Walk, cube_max, cube_sum, tanh, writable};
 
 /// The loss of each row `[n]`, and the gradient of `weight` times each by the logits, which are
 /// written over.
@@ -56,22 +56,20 @@ struct Row {
 impl Row {
     fn launch(&self, logits: CubeTensor, targets: CubeTensor, weight: Option<f32>) -> CubeTensor {
         let losses = empty(&logits, [self.rows]);
-        let lanes = lanes(self.vocabulary);
-        let width = self.vocabulary / lanes;
-        let count = row_units(width);
+        let walk = Walk::along([self.rows, self.vocabulary]);
         loss_kernel::launch(
             &logits.client.clone(),
-            row_cubes(self.rows),
-            units(count),
-            lanes,
+            walk.cubes(),
+            walk.units(),
+            walk.lanes,
             logits.into_buffer_arg(),
             targets.into_buffer_arg(),
             losses.clone().into_buffer_arg(),
-            self.rows,
-            width,
+            walk.rows,
+            walk.width,
             weight.unwrap_or_default(),
             self.soft_cap.unwrap_or(1.0),
-            count,
+            walk.count,
             self.soft_cap.is_some(),
             weight.is_some(),
         );

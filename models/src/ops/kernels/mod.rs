@@ -45,15 +45,42 @@ fn lanes(width: usize) -> usize {
     if width.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// Units of a cube that walks along one row of `vectors`: a power of two.
-fn row_units(vectors: usize) -> usize {
-    vectors.next_power_of_two().clamp(32, UNITS)
-}
-
 /// A cube for each row, and sometimes a few more: kernels ask which row they have.
 fn row_cubes(rows: usize) -> CubeCount {
     let wide = rows.clamp(1, CUBES);
     CubeCount::Static(wide as u32, rows.div_ceil(wide) as u32, 1)
+}
+
+/// How a cube for each row walks along it.
+struct Walk {
+    rows: usize,
+    /// Values that a unit reads at once.
+    lanes: usize,
+    /// Vectors of so many values in a row.
+    width: usize,
+    /// Units side by side: a power of two.
+    count: usize,
+}
+
+impl Walk {
+    fn along([rows, values]: [usize; 2]) -> Self {
+        let lanes = lanes(values);
+        let width = values / lanes;
+        Self {
+            rows,
+            lanes,
+            width,
+            count: width.next_power_of_two().clamp(32, UNITS),
+        }
+    }
+
+    fn cubes(&self) -> CubeCount {
+        row_cubes(self.rows)
+    }
+
+    fn units(&self) -> CubeDim {
+        units(self.count)
+    }
 }
 
 /// Units of a cube, side by side.
@@ -92,25 +119,24 @@ fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 /// The sum of every unit's value, for all of them.
 #[cube]
 fn cube_sum(value: f32, #[comptime] units: usize) -> f32 {
-    let mut values = Shared::<[f32]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    values[unit] = value;
-    sync_cube();
-    #[unroll]
-    for level in 1..comptime!(units.ilog2() + 1) {
-        let half = comptime!(units >> level);
-        if unit < half {
-            let other = values[unit + half];
-            values[unit] += other;
-        }
-        sync_cube();
-    }
-    values[0]
+    cube_joined(value, units, comptime!(Join::Sum))
 }
 
 /// The largest of every unit's value, for all of them.
 #[cube]
 fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
+    cube_joined(value, units, comptime!(Join::Max))
+}
+
+/// How two values become one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Join {
+    Sum,
+    Max,
+}
+
+#[cube]
+fn cube_joined(value: f32, #[comptime] units: usize, #[comptime] join: Join) -> f32 {
     let mut values = Shared::<[f32]>::new_slice(units);
     let unit = UNIT_POS as usize;
     values[unit] = value;
@@ -119,7 +145,11 @@ fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
     for level in 1..comptime!(units.ilog2() + 1) {
         let half = comptime!(units >> level);
         if unit < half {
-            values[unit] = max(values[unit], values[unit + half]);
+            let (one, other) = (values[unit], values[unit + half]);
+            values[unit] = match comptime!(join) {
+                Join::Sum => one + other,
+                Join::Max => max(one, other),
+            };
         }
         sync_cube();
     }

@@ -6,29 +6,27 @@ use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
 use super::super::norm::Normed;
-use super::{cube_sum, lanes, row_cubes, row_units, units, writable};
+use super::{Walk, cube_sum, writable};
 
 /// `y` and `inv` in one pass.
 pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Option<Normed> {
     let [rows, features] = x.dims();
     let (x, weight) = (cube(x)?, cube(weight)?);
     let (y, inv) = (empty(&x, [rows, features]), empty(&x, [rows, 1]));
-    let lanes = lanes(features);
-    let width = features / lanes;
-    let count = row_units(width);
+    let walk = Walk::along([rows, features]);
     norm_kernel::launch(
         &x.client.clone(),
-        row_cubes(rows),
-        units(count),
-        lanes,
+        walk.cubes(),
+        walk.units(),
+        walk.lanes,
         x.into_buffer_arg(),
         weight.into_buffer_arg(),
         y.clone().into_buffer_arg(),
         inv.clone().into_buffer_arg(),
-        rows,
-        width,
+        walk.rows,
+        walk.width,
         eps,
-        count,
+        walk.count,
     );
     Some(Normed {
         y: tensor(y),
@@ -45,21 +43,19 @@ pub(in crate::ops) fn rms_norm_again(
     let [rows, features] = x.dims();
     let (x, weight, inv) = (cube(x)?, cube(weight)?, cube(inv)?);
     let y = empty(&x, [rows, features]);
-    let lanes = lanes(features);
-    let width = features / lanes;
-    let count = row_units(width);
+    let walk = Walk::along([rows, features]);
     again_kernel::launch(
         &x.client.clone(),
-        row_cubes(rows),
-        units(count),
-        lanes,
+        walk.cubes(),
+        walk.units(),
+        walk.lanes,
         x.into_buffer_arg(),
         weight.into_buffer_arg(),
         inv.into_buffer_arg(),
         y.clone().into_buffer_arg(),
-        rows,
-        width,
-        count,
+        walk.rows,
+        walk.width,
+        walk.count,
     );
     Some(tensor(y))
 }
@@ -111,23 +107,20 @@ impl Gradient {
     }
 
     fn launch(self, dx: CubeTensor, add: bool) -> Tensor<2> {
-        let [rows, features] = self.dims;
-        let lanes = lanes(features);
-        let width = features / lanes;
-        let count = row_units(width);
+        let walk = Walk::along(self.dims);
         backward_kernel::launch(
             &dx.client.clone(),
-            row_cubes(rows),
-            units(count),
-            lanes,
+            walk.cubes(),
+            walk.units(),
+            walk.lanes,
             self.dy.into_buffer_arg(),
             self.x.into_buffer_arg(),
             self.weight.into_buffer_arg(),
             self.inv.into_buffer_arg(),
             dx.clone().into_buffer_arg(),
-            rows,
-            width,
-            count,
+            walk.rows,
+            walk.width,
+            walk.count,
             add,
         );
         tensor(dx)
@@ -163,11 +156,7 @@ fn norm_kernel<N: Size>(
     if UNIT_POS == 0 {
         inv[row] = scale;
     }
-    let mut i = UNIT_POS as usize;
-    while i < width {
-        y[start + i] = x[start + i] * Vector::new(scale) * weight[i];
-        i += count;
-    }
+    scale_row(x, weight, y, start, scale, width, count);
 }
 
 #[cube(launch)]
@@ -184,8 +173,21 @@ fn again_kernel<N: Size>(
     if row >= rows {
         terminate!();
     }
-    let start = row * width;
-    let scale = Vector::<f32, N>::new(inv[row]);
+    scale_row(x, weight, y, row * width, inv[row], width, count);
+}
+
+/// Writes the values of the row at `start`, times `scale` and the weights.
+#[cube]
+fn scale_row<N: Size>(
+    x: &[Vector<f32, N>],
+    weight: &[Vector<f32, N>],
+    y: &mut [Vector<f32, N>],
+    start: usize,
+    scale: f32,
+    width: usize,
+    #[comptime] count: usize,
+) {
+    let scale = Vector::<f32, N>::new(scale);
     let mut i = UNIT_POS as usize;
     while i < width {
         y[start + i] = x[start + i] * scale * weight[i];
