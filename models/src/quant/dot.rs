@@ -3,61 +3,21 @@
 //!
 //! For the formats whose blocks are 32 values with one scale, on processors with AVX2 and FMA.
 
-use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::Dots;
 
-use super::{BlockFormat, QuantMatrix};
+/// Other processors have no such way.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) enum Dots {}
 
-/// Values of a block.
-const BLOCK: usize = 32;
-
-/// Vectors that rows of a [`QuantMatrix`] are multiplied with.
-pub(crate) struct DotInput<'a> {
-    rows: Vec<&'a [f32]>,
-    /// `[rows, blocks]`: the sum of each block's values.
-    sums: Vec<f32>,
-}
-
-impl<'a> DotInput<'a> {
-    /// Takes vectors of one length.
-    pub(crate) fn new(rows: Vec<&'a [f32]>) -> Self {
-        let sums = rows.iter().flat_map(|row| row.as_chunks::<BLOCK>().0);
-        let sums = sums.map(|block| block.iter().sum()).collect();
-        Self { rows, sums }
-    }
-}
-
-impl QuantMatrix {
-    /// Writes the dot products of rows `range` with each vector to `out`, `[range.len(), vectors]`,
-    /// or returns false where this format or this processor has no such way.
-    ///
-    /// # Panics
-    ///
-    /// If there are no such rows, or the vectors are of another length than they.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn dots(&self, range: Range<usize>, x: &DotInput<'_>, out: &mut [f32]) -> bool {
-        let Some(simd) = pulp::x86::V3::try_new() else {
-            return false;
-        };
-        let (matrix, rows) = (self, range);
-        let job = x86::Dots {
-            simd,
-            matrix,
-            rows,
-            x,
-            out,
-        };
-        match self.format() {
-            BlockFormat::Q4_0 => pulp::Simd::vectorize(simd, x86::Q4_0(job)),
-            BlockFormat::Q4_1 => pulp::Simd::vectorize(simd, x86::Q4_1(job)),
-            BlockFormat::Q8_0 => pulp::Simd::vectorize(simd, x86::Q8_0(job)),
-            _ => return false,
-        }
-        true
+#[cfg(not(target_arch = "x86_64"))]
+impl Dots {
+    pub(crate) fn new(_: &super::QuantMatrix, _: Vec<&[f32]>) -> Option<Self> {
+        None
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn dots(&self, _: Range<usize>, _: &DotInput<'_>, _: &mut [f32]) -> bool {
-        false
+    pub(crate) fn write(&self, _: std::ops::Range<usize>, _: &mut [f32]) {
+        match *self {}
     }
 }
 
@@ -69,89 +29,147 @@ mod x86 {
     use pulp::NullaryFnOnce;
     use pulp::x86::V3;
 
-    use super::super::QuantMatrix;
     use super::super::dequantize::f16_of_bits;
-    use super::{BLOCK, DotInput};
+    use super::super::{BlockFormat, QuantMatrix};
 
+    /// Values of a block.
+    const BLOCK: usize = 32;
     /// Vectors of eight that a block's codes fill.
     const PARTS: usize = BLOCK / 8;
     /// Blocks whose scales are converted at once.
     const HEADS: usize = 16;
 
-    pub(super) struct Dots<'a> {
-        pub(super) simd: V3,
-        pub(super) matrix: &'a QuantMatrix,
-        pub(super) rows: Range<usize>,
-        pub(super) x: &'a DotInput<'a>,
-        pub(super) out: &'a mut [f32],
+    /// The dot products of a matrix's rows with vectors.
+    pub(crate) struct Dots<'a> {
+        simd: V3,
+        matrix: &'a QuantMatrix,
+        vectors: Vec<&'a [f32]>,
+        /// `[vectors, blocks]`: the sum of each block's values.
+        sums: Vec<f32>,
+        write: fn(&Dots<'_>, Range<usize>, &mut [f32]),
     }
 
-    pub(super) struct Q4_0<'a>(pub(super) Dots<'a>);
-    pub(super) struct Q4_1<'a>(pub(super) Dots<'a>);
-    pub(super) struct Q8_0<'a>(pub(super) Dots<'a>);
-
-    impl NullaryFnOnce for Q4_0<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn call(self) {
-            let simd = self.0.simd;
-            self.0.run(
-                #[inline(always)]
-                |block: &[u8; 18]| nibbles(simd, block.last_chunk()),
-                #[inline(always)]
-                |scale, _| -8.0 * scale,
-            );
+    impl<'a> Dots<'a> {
+        /// Those with vectors as long as a row, if there is such a way for this format on this
+        /// processor.
+        pub(crate) fn new(matrix: &'a QuantMatrix, vectors: Vec<&'a [f32]>) -> Option<Self> {
+            let simd = V3::try_new()?;
+            let write = match matrix.format() {
+                BlockFormat::Q4_0 => q4_0,
+                BlockFormat::Q4_1 => q4_1,
+                BlockFormat::Q8_0 => q8_0,
+                _ => return None,
+            };
+            let blocks = vectors.iter().flat_map(|x| x.as_chunks::<BLOCK>().0);
+            let sums = blocks.map(|block| block.iter().sum()).collect();
+            Some(Self {
+                simd,
+                matrix,
+                vectors,
+                sums,
+                write,
+            })
         }
-    }
 
-    impl NullaryFnOnce for Q4_1<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn call(self) {
-            let simd = self.0.simd;
-            self.0.run(
-                #[inline(always)]
-                |block: &[u8; 20]| nibbles(simd, block.last_chunk()),
-                #[inline(always)]
-                |_, minimum| minimum,
-            );
+        /// Writes those of some rows to `out`, `[rows.len(), vectors]`.
+        ///
+        /// # Panics
+        ///
+        /// If there are no such rows, or the vectors are shorter than they.
+        pub(crate) fn write(&self, rows: Range<usize>, out: &mut [f32]) {
+            (self.write)(self, rows, out);
         }
-    }
 
-    impl NullaryFnOnce for Q8_0<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn call(self) {
-            let simd = self.0.simd;
-            self.0.run(
-                #[inline(always)]
-                |block: &[u8; 34]| bytes(simd, block.last_chunk()),
-                #[inline(always)]
-                |_, _| 0.0,
-            );
-        }
-    }
-
-    impl Dots<'_> {
-        /// Four, two or one vector at a time: their sums stay in registers. `minimum` is told the two
-        /// half-precision numbers that a block begins with, of which the second may be codes.
-        #[inline(always)]
-        fn run<const B: usize>(
-            self,
+        fn write_blocks<const B: usize>(
+            &self,
+            rows: Range<usize>,
+            out: &mut [f32],
             codes: impl Fn(&[u8; B]) -> [__m256; PARTS],
             minimum: impl Fn(f32, f32) -> f32,
         ) {
-            let (vectors, blocks) = (self.x.rows.len(), self.matrix.cols() / BLOCK);
-            for (row, out) in self.rows.clone().zip(self.out.chunks_exact_mut(vectors)) {
-                let (stored, _) = self.matrix.row_bytes(row).as_chunks::<B>();
+            let blocks = Blocks::<B, _, _> {
+                dots: self,
+                rows,
+                out,
+                codes,
+                minimum,
+            };
+            self.simd.vectorize(blocks);
+        }
+    }
+
+    fn q4_0(dots: &Dots<'_>, rows: Range<usize>, out: &mut [f32]) {
+        let simd = dots.simd;
+        dots.write_blocks(
+            rows,
+            out,
+            #[inline(always)]
+            |block: &[u8; 18]| nibbles(simd, block.last_chunk()),
+            #[inline(always)]
+            |scale, _| -8.0 * scale,
+        );
+    }
+
+    fn q4_1(dots: &Dots<'_>, rows: Range<usize>, out: &mut [f32]) {
+        let simd = dots.simd;
+        dots.write_blocks(
+            rows,
+            out,
+            #[inline(always)]
+            |block: &[u8; 20]| nibbles(simd, block.last_chunk()),
+            #[inline(always)]
+            |_, minimum| minimum,
+        );
+    }
+
+    fn q8_0(dots: &Dots<'_>, rows: Range<usize>, out: &mut [f32]) {
+        let simd = dots.simd;
+        dots.write_blocks(
+            rows,
+            out,
+            #[inline(always)]
+            |block: &[u8; 34]| bytes(simd, block.last_chunk()),
+            #[inline(always)]
+            |_, _| 0.0,
+        );
+    }
+
+    /// What is to be written from blocks of `B` bytes.
+    struct Blocks<'a, const B: usize, C, M> {
+        dots: &'a Dots<'a>,
+        rows: Range<usize>,
+        out: &'a mut [f32],
+        /// The codes of a block as numbers.
+        codes: C,
+        /// A block's minimum, from the two half-precision numbers that it begins with, of which the
+        /// second may be codes.
+        minimum: M,
+    }
+
+    impl<const B: usize, C, M> NullaryFnOnce for Blocks<'_, B, C, M>
+    where
+        C: Fn(&[u8; B]) -> [__m256; PARTS],
+        M: Fn(f32, f32) -> f32,
+    {
+        type Output = ();
+
+        /// Four, two or one vector at a time: their sums stay in registers.
+        #[inline(always)]
+        fn call(self) {
+            let (simd, matrix, codes, minimum) =
+                (self.dots.simd, self.dots.matrix, &self.codes, &self.minimum);
+            let (vectors, blocks) = (self.dots.vectors.len(), matrix.cols() / BLOCK);
+            for (row, out) in self.rows.zip(self.out.chunks_exact_mut(vectors)) {
+                let (stored, _) = matrix.row_bytes(row).as_chunks::<B>();
                 let mut first = 0;
                 while first < vectors {
-                    let (x, sums) = (&self.x.rows[first..], &self.x.sums[first * blocks..]);
+                    let x = &self.dots.vectors[first..];
+                    let sums = &self.dots.sums[first * blocks..];
                     let out = &mut out[first..];
                     first += match vectors - first {
-                        4.. => dots::<4, B>(self.simd, stored, x, sums, out, &codes, &minimum),
-                        2.. => dots::<2, B>(self.simd, stored, x, sums, out, &codes, &minimum),
-                        _ => dots::<1, B>(self.simd, stored, x, sums, out, &codes, &minimum),
+                        4.. => dots::<4, B>(simd, stored, x, sums, out, codes, minimum),
+                        2.. => dots::<2, B>(simd, stored, x, sums, out, codes, minimum),
+                        _ => dots::<1, B>(simd, stored, x, sums, out, codes, minimum),
                     };
                 }
             }
@@ -255,6 +273,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{BlockFormat, QuantMatrix};
     use super::*;
 
     #[test]
@@ -276,10 +295,10 @@ mod tests {
                     .map(|_| (0..cols).map(|_| f32::from(next()) - 127.0).collect())
                     .collect();
                 let mut out = vec![f32::NAN; 4 * vectors];
-                let input = DotInput::new(x.iter().map(Vec::as_slice).collect());
-                if !matrix.dots(1..5, &input, &mut out) {
+                let Some(dots) = Dots::new(&matrix, x.iter().map(Vec::as_slice).collect()) else {
                     continue;
-                }
+                };
+                dots.write(1..5, &mut out);
                 for (i, out) in out.chunks_exact(vectors).enumerate() {
                     let row = &values[(i + 1) * cols..][..cols];
                     for (x, out) in x.iter().zip(out) {

@@ -11,7 +11,7 @@ mod nf4;
 mod quantize;
 
 pub use dequantize::dequantize_row;
-pub(crate) use dot::DotInput;
+pub(crate) use dot::Dots;
 pub use int8::Int8Rows;
 pub use matrix::{QuantMatrix, RowOrder};
 pub use nf4::{NF4_BLOCK, NF4_CODEBOOK, Nf4Matrix};

@@ -4,7 +4,7 @@
 use super::super::frozen::HostMatrix;
 use super::super::gemm::Mat;
 use super::with_scratch;
-use crate::quant::DotInput;
+use crate::quant;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -17,16 +17,19 @@ const ABREAST: usize = 4;
 /// Writes `x · Wᵀ` into the first `W.rows` columns of `out`, whose rows are `stride` long.
 pub(in super::super) fn few_rows(matrix: &HostMatrix, x: Mat, out: &mut [f32], stride: usize) {
     let (rows, width) = (x.rows(), matrix.rows());
-    let input = DotInput::new((0..rows).map(|row| x.row(row)).collect());
+    let vectors = (0..rows).map(|row| x.row(row)).collect();
+    let stored = match matrix {
+        HostMatrix::Stored(matrix) => quant::Dots::new(matrix, vectors),
+        _ => None,
+    };
     // By rows of `W`, so that tasks write to different places.
     let mut products = vec![0.0; width * rows];
     let tasks = products.par_chunks_mut(TASK * rows).with_min_len(2);
     tasks.enumerate().for_each(|(i, products)| {
         let first = i * TASK;
         let range = first..(first + TASK).min(width);
-        if let HostMatrix::Stored(matrix) = matrix
-            && matrix.dots(range.clone(), &input, products)
-        {
+        if let Some(dots) = &stored {
+            dots.write(range, products);
             return;
         }
         let features = matrix.cols();
