@@ -133,17 +133,8 @@ impl Nf4Matrix {
     /// All values, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        self.dequantize_rows(0..self.rows, &mut out);
+        self.dequantize(0..self.rows, 0..self.cols, &mut out);
         out
-    }
-
-    /// Writes rows `range` to `out`, row-major.
-    ///
-    /// # Panics
-    ///
-    /// If there are no such rows.
-    pub fn dequantize_rows(&self, range: Range<usize>, out: &mut [f32]) {
-        self.dequantize_run(range.start * self.cols..range.end * self.cols, out);
     }
 
     /// Writes some columns of some rows to `out`, row-major.
