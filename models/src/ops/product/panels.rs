@@ -2,7 +2,7 @@
 
 use super::super::frozen::HostMatrix;
 use super::super::gemm::Mat;
-use super::transpose::transpose;
+use super::transpose::Transpose;
 use super::with_scratch;
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ impl Panels for Transposed<'_> {
     }
 
     fn pack(&self, inner: Range<usize>, columns: Range<usize>, panel: usize, out: &mut [f32]) {
-        let depth = inner.len();
+        let (depth, transpose) = (inner.len(), Transpose::new(panel));
         with_scratch(panel * depth, |rows| {
             let panels = out.chunks_exact_mut(panel * depth);
             for (start, out) in columns.clone().step_by(panel).zip(panels) {
@@ -39,7 +39,7 @@ impl Panels for Transposed<'_> {
                 let (values, rest) = rows.split_at_mut(range.len() * depth);
                 self.0.dequantize(range, inner.clone(), values);
                 rest.fill(0.0);
-                transpose(rows, depth, out, panel);
+                transpose.write(rows, depth, out);
             }
         });
     }

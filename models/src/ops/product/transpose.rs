@@ -3,38 +3,51 @@
 /// Side of the squares that are turned in registers.
 const SIDE: usize = 8;
 
-/// Writes the transpose of `rows` `[panel, depth]` to `out` `[depth, panel]`.
-pub(super) fn transpose(rows: &[f32], depth: usize, out: &mut [f32], panel: usize) {
-    let done = in_squares(rows, depth, out, panel);
-    for (k, out) in out.chunks_exact_mut(panel).enumerate().skip(done) {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = rows[i * depth + k];
-        }
-    }
+/// How rows become panels of so many columns.
+pub(super) struct Transpose {
+    panel: usize,
+    /// Turns squares, where this processor can and panels are made of them.
+    #[cfg(target_arch = "x86_64")]
+    simd: Option<pulp::x86::V3>,
 }
 
-/// Turns as many rows of `out` as are whole squares, if this processor can; returns how many. Left
-/// to itself, the compiler moves value by value, which takes eight times as long.
-#[cfg(target_arch = "x86_64")]
-fn in_squares(rows: &[f32], depth: usize, out: &mut [f32], panel: usize) -> usize {
-    let Some(simd) = pulp::x86::V3::try_new().filter(|_| panel.is_multiple_of(SIDE)) else {
-        return 0;
-    };
-    pulp::Simd::vectorize(
-        simd,
-        Squares {
+impl Transpose {
+    pub(super) fn new(panel: usize) -> Self {
+        Self {
+            panel,
+            #[cfg(target_arch = "x86_64")]
+            simd: pulp::x86::V3::try_new().filter(|_| panel.is_multiple_of(SIDE)),
+        }
+    }
+
+    /// Writes the transpose of `rows` `[panel, depth]` to `out` `[depth, panel]`.
+    pub(super) fn write(&self, rows: &[f32], depth: usize, out: &mut [f32]) {
+        let done = self.in_squares(rows, depth, out);
+        for (k, out) in out.chunks_exact_mut(self.panel).enumerate().skip(done) {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = rows[i * depth + k];
+            }
+        }
+    }
+
+    /// Turns as many rows of `out` as are whole squares; returns how many. Left to itself, the
+    /// compiler moves value by value, which takes eight times as long.
+    #[cfg(target_arch = "x86_64")]
+    fn in_squares(&self, rows: &[f32], depth: usize, out: &mut [f32]) -> usize {
+        let Some(simd) = self.simd else { return 0 };
+        simd.vectorize(Squares {
             simd,
             rows,
             depth,
             out,
-            panel,
-        },
-    )
-}
+            panel: self.panel,
+        })
+    }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn in_squares(_: &[f32], _: usize, _: &mut [f32], _: usize) -> usize {
-    0
+    #[cfg(not(target_arch = "x86_64"))]
+    fn in_squares(&self, _: &[f32], _: usize, _: &mut [f32]) -> usize {
+        0
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -108,7 +121,7 @@ mod tests {
         for (panel, depth) in [(16, 288), (16, 21), (8, 8), (2, 5), (24, 3)] {
             let rows: Vec<f32> = (0..panel * depth).map(|i| i as f32).collect();
             let mut out = vec![0.0; rows.len()];
-            transpose(&rows, depth, &mut out, panel);
+            Transpose::new(panel).write(&rows, depth, &mut out);
             for k in 0..depth {
                 for i in 0..panel {
                     assert_eq!(out[k * panel + i], rows[i * depth + k], "{panel}, {depth}");
