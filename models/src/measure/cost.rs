@@ -211,6 +211,11 @@ pub(crate) fn norm_backward(elements: usize) -> Cost {
     Cost::of_each(elements, 6, 3)
 }
 
+/// The norm's gradient, added to another.
+pub(crate) fn norm_backward_onto(elements: usize) -> Cost {
+    Cost::of_each(elements, 7, 4)
+}
+
 /// The rotation of `elements` values, either way.
 pub(crate) fn rotate(elements: usize) -> Cost {
     Cost::of_each(elements, 3, 2)
@@ -358,9 +363,9 @@ mod tests {
         let head = head(5, 8, 20, 320);
         assert_eq!(head.flops, 5 * 20 * (2 * 8 + 4 + 2 * 8));
         assert_eq!(head.bytes, 640 + 2 * 4 * 40);
-        let values = norm_forward(6) + norm_backward(6) + rotate(6) * 2;
-        assert_eq!(values.flops, 6 * (4 + 6 + 3 + 3));
-        assert_eq!(values.bytes, 6 * 4 * (2 + 3 + 2 + 2));
+        let values = norm_forward(6) + norm_backward(6) + norm_backward_onto(6) + rotate(6) * 2;
+        assert_eq!(values.flops, 6 * (4 + 6 + 7 + 3 + 3));
+        assert_eq!(values.bytes, 6 * 4 * (2 + 3 + 4 + 2 + 2));
         assert_eq!(optimizer(10).bytes, 10 * 4 * 8);
         assert_eq!(embedding(3, 8, 18).bytes, 3 * (18 + 32));
     }

@@ -27,11 +27,11 @@ fn tiny_flops() -> u64 {
     // Rows of 16 tokens have 16 · 17 / 2 visible pairs; two products forward, five backward.
     let attention = layers * 7 * 2 * (4 * 136) * hidden;
     let head = labels * vocabulary * (4 * hidden + 4);
-    let norms = tokens * hidden * (2 * layers * (4 + 2) + (2 * layers - 1) * 6);
+    let norms = tokens * hidden * (2 * layers * (4 + 2) + (2 * layers - 1) * 7);
     let last_norm = labels * hidden * (4 + 6);
     let rope = layers * 2 * tokens * 96 * 3;
     let glu = layers * tokens * ffn * (2 * 6 + 12);
-    let residual = tokens * hidden * (4 * layers - 1);
+    let residual = tokens * hidden * 2 * layers;
     let optimizer = 17 * layers * (a + b);
     2 * tokens * products + attention + head + norms + last_norm + rope + glu + residual + optimizer
 }

@@ -13,7 +13,8 @@ use crate::lora::BlockLora;
 use crate::measure::cost::{self, AttentionShape, Cost, GroupShape};
 use crate::ops::{
     Attended, AttentionSpec, GroupLora, LinearGroup, Segments, Turn, attention, attention_backward,
-    glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward, rotate, tensor_on,
+    glu, glu_backward, low_rank, rms_norm, rms_norm_again, rms_norm_backward,
+    rms_norm_backward_onto, rotate, tensor_on,
 };
 
 /// The linear groups of a block.
@@ -261,26 +262,32 @@ impl<'a> Part<'a> {
 
     fn norm_backward(&self) -> Piece<'a> {
         let [x, query, key] = self.norm_inputs();
-        let mut norms = Vec::new();
+        // The norms that a branch begins with, and all others.
+        let (mut first, mut norms) = (Vec::new(), Vec::new());
         for (layer, block) in self.model.blocks.iter().enumerate() {
-            let before = Some(&block.attention_norm).filter(|_| layer > 0);
+            first.extend(Some(&block.attention_norm).filter(|_| layer > 0));
+            first.push(&block.ffn_norm);
             let posts = [&block.attention_post_norm, &block.ffn_post_norm];
-            let of_width = [before, Some(&block.ffn_norm)].into_iter().flatten();
-            let of_width = of_width.chain(posts.into_iter().flatten());
-            norms.extend(of_width.map(|w| (x.clone(), w)));
+            norms.extend(posts.into_iter().flatten().map(|w| (x.clone(), w)));
             if let Some(weights) = &block.qk_norm {
                 norms.push((query.clone(), &weights.query));
                 norms.push((key.clone(), &weights.key));
             }
         }
         let of_norm = |(x, _): &(Tensor<2>, _)| cost::norm_backward(elements(x));
-        let cost = norms.iter().map(of_norm).sum();
+        let cost = norms.iter().map(of_norm).sum::<Cost>()
+            + cost::norm_backward_onto(elements(&x)) * first.len();
         let roots = |x: &Tensor<2>| self.noise(x.dims()[0], 1);
         let norms: Vec<_> = norms
             .into_iter()
             .map(|(x, weight)| (roots(&x), x, weight))
             .collect();
-        Piece::new(norms.len(), cost, move || {
+        let inv = roots(&x);
+        let mut sum = x.clone().mul_scalar(0.5);
+        Piece::new(first.len() + norms.len(), cost, move || {
+            for weight in &first {
+                sum = rms_norm_backward_onto(take(&mut sum), &x, &x, weight, &inv);
+            }
             for (inv, x, weight) in &norms {
                 drop(rms_norm_backward(x, x, weight, inv));
             }
@@ -293,12 +300,11 @@ impl<'a> Part<'a> {
         let heads = spec.heads + spec.kv_heads;
         let rotations = model.rotations(&self.batch.positions());
         let cost = cost::rotate(self.tokens() * heads * spec.head_dim) * layers.len();
-        // A step turns in place what nobody else holds, and so does this.
         let mut x = self.noise(self.tokens(), spec.qkv_width());
         Piece::new(layers.len(), cost, move || {
             for &layer in &layers {
-                let taken = std::mem::replace(&mut x, Tensor::zeros([0, 0], &model.device));
-                x = rotate(taken, &rotations[model.blocks[layer].rotation], heads, turn);
+                let rotation = &rotations[model.blocks[layer].rotation];
+                x = rotate(take(&mut x), rotation, heads, turn);
             }
         })
     }
@@ -375,11 +381,10 @@ impl<'a> Part<'a> {
     }
 
     fn residual(&self) -> Piece<'a> {
-        // Two sums forward and two backward in each block, but one where nothing is below; the first
-        // of the forward ones again where blocks run again.
+        // Two sums in each block, the first again where blocks run again.
         let blocks = self.model.blocks.len();
         let again = if self.mode.recompute { blocks } else { 0 };
-        let runs = 4 * blocks - 1 + again;
+        let runs = 2 * blocks + again;
         let x = self.noise(self.tokens(), self.model.config.hidden);
         let cost = cost::add(elements(&x)) * runs;
         let branch = x.clone().mul_scalar(0.5);
@@ -426,6 +431,12 @@ impl<'a> Part<'a> {
             + cost::head_forward(targets, config.hidden, head.rows(), bytes);
         Piece::new(1, cost, move || drop(model.row_log_probs(batch, None)))
     }
+}
+
+/// Takes a tensor away to be written over, as a step does with what nobody else holds.
+fn take(x: &mut Tensor<2>) -> Tensor<2> {
+    let nothing = Tensor::zeros([0, 0], &x.device());
+    std::mem::replace(x, nothing)
 }
 
 fn elements(x: &Tensor<2>) -> usize {
