@@ -10,9 +10,10 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use fedllm_models::generate::{Generator, Sampling};
 use fedllm_models::lora::{self, Lora, read_back};
+use fedllm_models::measure::SETTINGS;
 use fedllm_models::train::{Memory, StepSettings, Trainer};
 use fedllm_models::{BasePrecision, Batch, CausalLm, Checkpoint, Gradients};
-use fedllm_shared::{Adapter, Factors, LocalOptimizer, LoraSpec, Targets};
+use fedllm_shared::{Adapter, Factors, LoraSpec, Targets};
 use fedllm_tests::{synthetic, tiny};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -175,17 +176,11 @@ pub(crate) fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     (difference / norm).sqrt()
 }
 
+/// The reference's: those of a measured step at another learning rate.
 pub(crate) fn settings() -> StepSettings {
     StepSettings {
-        optimizer: LocalOptimizer::AdamW,
         lr: 1e-3,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        dropout: 0.0,
-        seed: 0,
+        ..SETTINGS
     }
 }
 
