@@ -57,7 +57,7 @@ pub use health::{run_checked, sync_checked};
 pub use probe::{ProbeReport, Prober, Selection, Verdict};
 pub use selftest::{SelfTest, TinyStep};
 pub use tiny::tiny_step;
-pub use usage::{DeviceMemory, Usage, memory, usage};
+pub use usage::{DeviceMemory, Usage, free_memory, memory, usage};
 
 /// A device that could hold the model: the CPU or one adapter of a graphics API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ pub use correction::{Correction, VariateError};
 use crate::arch::{CausalLm, Gradients, StepMode};
 use crate::batch::Batch;
 use crate::lora::{Lora, read_back};
+use crate::measure::kept_bytes;
 use crate::objective::{
     PairError, PairReference, PairTally, PreferenceSettings, PreferenceStats, check_pairs,
 };
@@ -25,6 +26,8 @@ pub struct Memory {
     pub micro_batch_tokens: usize,
     /// Keep only block inputs and run each block again in the backward pass.
     pub recompute: bool,
+    /// Do so too where keeping all of a micro-batch would take more than these bytes.
+    pub free_bytes: Option<u64>,
 }
 
 impl Default for Memory {
@@ -32,6 +35,7 @@ impl Default for Memory {
         Self {
             micro_batch_tokens: 2048,
             recompute: false,
+            free_bytes: None,
         }
     }
 }
@@ -278,7 +282,7 @@ impl<'a> Trainer<'a> {
     /// How a lane of a step runs.
     pub(crate) fn mode(&self, settings: &StepSettings, lane: &Lane, weight: f32) -> StepMode {
         StepMode {
-            recompute: self.memory.recompute,
+            recompute: self.memory.recompute || self.is_short_of_memory(lane),
             weight,
             dropout: (settings.dropout > 0.0).then_some(Dropout {
                 rate: settings.dropout,
@@ -287,6 +291,13 @@ impl<'a> Trainer<'a> {
             }),
             share: lane.share,
         }
+    }
+
+    /// Whether what the backward pass needs of a lane is more than the lane's part of free memory.
+    fn is_short_of_memory(&self, lane: &Lane) -> bool {
+        let kept = kept_bytes(self.model.config(), lane.batch.tokens());
+        let free = self.memory.free_bytes;
+        free.is_some_and(|free| kept as f64 > free as f64 * f64::from(lane.share))
     }
 
     /// Moves the adapter against a gradient, unless that or the loss, a mean of `parts`, is not
@@ -348,5 +359,46 @@ impl<'a> Trainer<'a> {
                 optimizer.step(values, flat, &step)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{BasePrecision, shape};
+    use burn::tensor::Device;
+
+    #[test]
+    fn blocks_are_computed_again_where_memory_is_short() {
+        let mut config = shape("smollm2-135m").unwrap();
+        (config.layers, config.vocab) = (1, 64);
+        let kept = kept_bytes(&config, 24);
+        let model = CausalLm::random(&config, BasePrecision::F32, &Device::flex()).unwrap();
+        let mut rows = Batch::default();
+        rows.push(&[3; 12], |_| true);
+        rows.push(&[4; 12], |_| true);
+        let recomputes = |free_bytes| {
+            let memory = Memory {
+                free_bytes,
+                ..Memory::default()
+            };
+            let lora = crate::measure::new_adapter(&model, 2).unwrap();
+            let trainer = Trainer::new(&model, lora, memory);
+            let lanes = trainer.lanes(&rows, 1).into_iter().flatten();
+            let modes = lanes.map(|lane| trainer.mode(&crate::measure::SETTINGS, &lane, 1.0));
+            modes.map(|mode| mode.recompute).collect::<Vec<_>>()
+        };
+        // However many threads share the rows, together they keep as much.
+        assert!(recomputes(None).iter().all(|recompute| !recompute));
+        assert!(
+            recomputes(Some(kept + 64))
+                .iter()
+                .all(|recompute| !recompute)
+        );
+        assert!(
+            recomputes(Some(kept - 64))
+                .iter()
+                .all(|recompute| *recompute)
+        );
     }
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use fedllm_models::device::Selection;
+use fedllm_models::device::{self, Selection};
+use fedllm_models::train::Memory;
 use fedllm_models::{CausalLm, Lora, ModelConfig, PeftAdapter, lora};
 use fedllm_shared::{Adapter, LoraSpec};
 
@@ -28,6 +29,17 @@ pub(crate) fn load(base: &Base, args: &ModelArgs) -> anyhow::Result<(CausalLm, S
         .load(args.base_precision, &selection)
         .code(Code::Data)?;
     Ok((model, selection))
+}
+
+/// How training spends memory: blocks are computed again if the user says so, or where three quarters
+/// of what is free now would not hold what the backward pass needs of them.
+pub(crate) fn training_memory(low_memory: bool, selection: &Selection) -> Memory {
+    let free = device::free_memory(&selection.info, &selection.device);
+    Memory {
+        recompute: low_memory,
+        free_bytes: free.map(|free| free / 4 * 3),
+        ..Memory::default()
+    }
 }
 
 /// Reads a PEFT directory and puts its adapter beside the model.

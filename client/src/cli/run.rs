@@ -6,11 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use fedllm_models::lora;
-use fedllm_models::train::Memory;
 use fedllm_shared::{Adapter, DeclineReason, ErrorCode, LoraSpec};
 use serde::Serialize;
 
-use super::model::{load, open_base};
+use super::model::{load, open_base, training_memory};
 use super::run_view::View;
 use super::{Global, net_hint, runtime};
 use crate::base::{Base, ModelArgs};
@@ -53,6 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Keep only each block's input and compute the block again going back: slower, far less memory.
+    /// Done anyway where free memory would not hold the rest.
     #[arg(long)]
     low_memory: bool,
     /// Train adapters of at most this rank: for machines that cannot train the federation's own. The
@@ -76,10 +76,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let base = open_base(&args.model.model, global)?;
     let shard = open_shards(&args.shard, &base, global)?;
     let (model, selection) = load(&base, &args.model)?;
-    let memory = Memory {
-        recompute: args.low_memory,
-        ..Memory::default()
-    };
+    let memory = training_memory(args.low_memory, &selection);
     let trainer = LoraTrainer::new(
         Arc::new(model),
         base.checkpoint().fingerprint(),

@@ -192,7 +192,7 @@ fn vendor(id: u32) -> String {
 fn memory(kind: DeviceKind, bus: &str, limits: &wgpu::Limits) -> Memory {
     let shared = matches!(kind, DeviceKind::Integrated | DeviceKind::Software);
     let total_bytes = if shared {
-        main_memory()
+        main_memory("MemTotal:")
     } else {
         card_memory(bus)
     };
@@ -221,9 +221,10 @@ fn card_memory(bus: &str) -> Option<u64> {
         .ok()
 }
 
-fn main_memory() -> Option<u64> {
+/// What the Linux kernel says of main memory under a name with its colon, in bytes.
+pub(super) fn main_memory(name: &str) -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let line = info.lines().find(|line| line.starts_with(name))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -237,7 +238,7 @@ pub(super) fn cpu() -> DeviceInfo {
         kind: DeviceKind::Processor,
         driver: String::new(),
         memory: Memory {
-            total_bytes: main_memory(),
+            total_bytes: main_memory("MemTotal:"),
             shared: true,
             largest_buffer_bytes: isize::MAX as u64,
         },

@@ -9,6 +9,9 @@ use cubecl::MemoryScope;
 use cubecl::client::Client;
 use cubecl::logging::{LaunchObservation, LaunchObserver};
 
+use super::DeviceInfo;
+use super::adapters::main_memory;
+
 /// Memory of a GPU that this process holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -21,6 +24,16 @@ pub struct DeviceMemory {
 /// The memory held now; `None` for the CPU.
 pub fn memory(device: &Device) -> Option<DeviceMemory> {
     client(device).map(|client| held(&client))
+}
+
+/// Memory, in bytes, that work on a device can still have, where the system tells: of a card with
+/// memory of its own what this process has not taken, else what the computer has left.
+pub fn free_memory(info: &DeviceInfo, device: &Device) -> Option<u64> {
+    if info.memory.shared {
+        return main_memory("MemAvailable:");
+    }
+    let taken = memory(device).unwrap_or_default().reserved;
+    Some(info.memory.total_bytes?.saturating_sub(taken))
 }
 
 /// What some work did to a GPU.

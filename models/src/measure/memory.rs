@@ -46,6 +46,22 @@ pub fn base_estimate(config: &ModelConfig, precision: BasePrecision) -> u64 {
 /// Bytes of a token of a step before it is computed with: its number, its place, its label, twice.
 const ROW_BYTES: usize = 32;
 
+/// Bytes that the backward pass needs of so many tokens where nothing is computed again, about.
+pub fn kept_bytes(config: &ModelConfig, tokens: usize) -> u64 {
+    let values = config.layers * (block_values(config) + config.hidden);
+    (values * tokens * size_of::<f32>()) as u64
+}
+
+/// Values of a token that a block's backward pass needs besides its input: queries, keys and values;
+/// attention's output and sums; the sum after it; gate and up; the norms that some models have besides.
+fn block_values(config: &ModelConfig) -> usize {
+    let (query, kv, hidden) = (config.query_dim(), config.kv_dim(), config.hidden);
+    let mut values = 2 * query + 2 * kv + config.heads + hidden + 2 * config.ffn;
+    values += if config.post_norms { 2 * hidden } else { 0 };
+    values += if config.qk_norm { query + kv } else { 0 };
+    values
+}
+
 /// Bytes that a training step needs beside the frozen matrices, about: the rows, what the forward pass
 /// keeps of a micro-batch, logits, and the adapter with its gradients and moments.
 pub fn training_estimate(config: &ModelConfig, rank: u32, work: &Workload, memory: &Memory) -> u64 {
@@ -67,11 +83,8 @@ pub fn training_estimate(config: &ModelConfig, rank: u32, work: &Workload, memor
     let rows = work.rows * group(work.kind);
     let longest = work.tokens * group(work.kind);
     let tokens = (rows * work.tokens).min(memory.micro_batch_tokens.max(longest));
-    // Queries, keys and values; attention's output and sums; the sum after it; gate and up; inputs of
-    // the adapters' second factors; the norms that some models have besides.
-    let mut block = 2 * query + 2 * kv + config.heads + hidden + 2 * ffn + 7 * rank;
-    block += if config.post_norms { 2 * hidden } else { 0 };
-    block += if config.qk_norm { query + kv } else { 0 };
+    // And the inputs of the adapters' second factors.
+    let block = block_values(config) + 7 * rank;
     let kept = match memory.recompute {
         true => block + config.layers * hidden,
         false => config.layers * (block + hidden),

@@ -23,7 +23,7 @@ mod step;
 pub use crate::arch::Operation;
 pub use cost::Cost;
 pub use generation::{GenerationTimes, time_generation};
-pub use memory::{Resident, base_estimate, resident, training_estimate};
+pub use memory::{Resident, base_estimate, kept_bytes, resident, training_estimate};
 pub use operations::{OperationTime, time_operations};
 pub use roofline::{Peaks, measure_peaks};
 pub use step::{SETTINGS, StepTimes, Workload, new_adapter, time_steps};

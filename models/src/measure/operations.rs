@@ -164,6 +164,7 @@ mod tests {
         let memory = Memory {
             micro_batch_tokens: 64,
             recompute: false,
+            ..Memory::default()
         };
         let mut trainer = Trainer::new(&model, new_adapter(&model, 4).unwrap(), memory);
         let work = Workload {

@@ -249,6 +249,7 @@ fn without_a_its_gradient_is_not_there_and_those_of_b_are_the_same() {
         let memory = Memory {
             micro_batch_tokens: 24,
             recompute,
+            ..Memory::default()
         };
         let of = |lora| {
             let trainer = Trainer::new(&golden.model, lora, memory);

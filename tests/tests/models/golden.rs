@@ -236,14 +236,17 @@ fn gradients_are_those_of_autograd() {
         Memory {
             micro_batch_tokens: 2048,
             recompute: false,
+            ..Memory::default()
         },
         Memory {
             micro_batch_tokens: 2048,
             recompute: true,
+            ..Memory::default()
         },
         Memory {
             micro_batch_tokens: 24,
             recompute: false,
+            ..Memory::default()
         },
     ];
     for name in ARCHITECTURES {
@@ -293,6 +296,7 @@ fn any_number_of_threads_gives_the_same_gradient() {
         Memory {
             micro_batch_tokens: 60,
             recompute: true,
+            ..Memory::default()
         },
     ] {
         let of = |threads: usize| {
@@ -385,6 +389,7 @@ fn weighted_micro_batches_are_one_batch() {
         Memory {
             micro_batch_tokens: 40,
             recompute: true,
+            ..Memory::default()
         },
     );
     let whole = whole.gradients(&batch, &settings()).unwrap();
