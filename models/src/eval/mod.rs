@@ -5,14 +5,18 @@
 //! talks to a judge: that is the business of whoever drives a task. [`TASKS`] lists all of them.
 
 mod choose;
+mod code;
 mod engine;
 mod row;
 mod tasks;
+#[cfg(test)]
+mod testing;
+mod written;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use fedllm_shared::{Average, Bleu, ReadAs, Split};
+use fedllm_shared::{Average, Bleu, Files, ReadAs, Split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -57,10 +61,22 @@ pub struct Source {
     pub test: Split,
     /// The split that examples come from, if another.
     pub examples: Option<Split>,
+    /// Rows of other files that say more about the same questions.
+    pub beside: Option<Beside>,
     /// How its files are laid out.
     pub read_as: ReadAs,
     /// Its licence.
     pub licence: &'static str,
+}
+
+/// Rows of other files that say more about the same questions, such as reference answers. A row gets
+/// [what it lacks](Beside::complete) from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Beside {
+    /// The files, where the rows do not say everything themselves.
+    pub files: Files,
+    /// The field that is the same in both rows.
+    pub by: &'static str,
 }
 
 /// The examples that are shown before a question.
@@ -238,8 +254,10 @@ pub enum Language {
 pub struct Program {
     /// Its language.
     pub language: Language,
-    /// Its source; exit status 0 is success.
+    /// Its source; exit status 0 is success. In Rust its tests are what is run.
     pub source: String,
+    /// Libraries that it imports besides those of the language.
+    pub needs: &'static [&'static str],
 }
 
 /// What a model replied.
@@ -379,6 +397,15 @@ impl Metric {
         Self {
             name,
             measure: Measure::Mean,
+            scale: Scale::Share,
+        }
+    }
+
+    /// BLEU by some definition.
+    pub const fn bleu(definition: Bleu) -> Self {
+        Self {
+            name: "bleu",
+            measure: Measure::Bleu(definition),
             scale: Scale::Share,
         }
     }

@@ -1,8 +1,10 @@
 //! What a row's fields say.
 
-use serde_json::Value;
+use std::collections::HashMap;
 
-use super::{ItemError, Row};
+use serde_json::{Map, Value};
+
+use super::{Beside, ItemError, Row};
 
 impl Row<'_> {
     /// Whether the row has a field.
@@ -67,6 +69,25 @@ impl Row<'_> {
         number.map_err(|_| ItemError::Kind { field, expected })
     }
 
+    /// The object in a field, as a row.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemError::Missing`], [`ItemError::Kind`].
+    pub fn within(&self, field: &'static str) -> Result<Row<'_>, ItemError> {
+        let Value::Object(fields) = self.field(field)? else {
+            let expected = "an object";
+            return Err(ItemError::Kind { field, expected });
+        };
+        Ok(Row { fields, ..*self })
+    }
+
+    /// Names the row in its file: what the file's object calls it, or else its number.
+    pub fn id(&self) -> String {
+        let number = || self.index.to_string();
+        self.key.map_or_else(number, str::to_owned)
+    }
+
     /// The file's name without its ending: `astronomy_test` of `mmlu/test/astronomy_test.csv`.
     pub fn stem(&self) -> &str {
         let name = self.path.file_name().and_then(|name| name.to_str());
@@ -78,6 +99,51 @@ impl Row<'_> {
     pub fn folder(&self) -> &str {
         let folder = self.path.parent().and_then(|parent| parent.file_name());
         folder.and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+impl Beside {
+    /// Gives a row the fields that it lacks, from that one of `others` whose field
+    /// [`by`](Self::by) is the same.
+    ///
+    /// ```
+    /// use fedllm_models::eval::Beside;
+    /// use fedllm_shared::Files;
+    /// # use serde_json::{Map, Value, json};
+    /// # fn fields(value: Value) -> Map<String, Value> { value.as_object().unwrap().clone() }
+    ///
+    /// let files = Files::AnyOf(&["answers.jsonl"]);
+    /// let beside = Beside { files, by: "question_id" };
+    /// let answers = [json!({"question_id": 101, "choices": []}), json!({"question_id": 102})];
+    /// let answers = beside.named(answers.map(fields));
+    /// let mut question = fields(json!({"question_id": 101, "turns": []}));
+    /// beside.complete(&mut question, &answers);
+    /// assert!(question.contains_key("choices"));
+    /// ```
+    pub fn complete(
+        &self,
+        row: &mut Map<String, Value>,
+        others: &HashMap<String, Map<String, Value>>,
+    ) {
+        let name = row.get(self.by).map(Value::to_string);
+        let Some(other) = name.and_then(|name| others.get(&name)) else {
+            return;
+        };
+        for (field, value) in other {
+            if !row.contains_key(field) {
+                row.insert(field.clone(), value.clone());
+            }
+        }
+    }
+
+    /// Rows by what [`complete`](Self::complete) finds them by.
+    pub fn named(
+        &self,
+        rows: impl IntoIterator<Item = Map<String, Value>>,
+    ) -> HashMap<String, Map<String, Value>> {
+        let rows = rows.into_iter();
+        rows.filter_map(|row| Some((row.get(self.by)?.to_string(), row)))
+            .collect()
     }
 }
 

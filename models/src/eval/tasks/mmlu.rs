@@ -24,6 +24,7 @@ pub(super) static TASK: Task = Task {
             name: "dev",
             files: Files::FirstOf(&[&["**/*_dev.csv"], &["all/dev-*.parquet"]]),
         }),
+        beside: None,
         read_as: ReadAs {
             header: Header::IfFirstIs(&["question"]),
             ..ReadAs::ITSELF

@@ -1,11 +1,48 @@
 //! The tasks, a file each, and the table that lists them.
 
+mod bbh;
+mod conala;
+mod drop;
+mod ds1000;
+mod gsm8k;
+mod humaneval;
+mod humanevalpack;
+mod math;
+mod mbpp;
 mod mmlu;
+mod numglue;
+mod svamp;
 
 use super::Task;
 
 /// Every task.
-pub static TASKS: &[&Task] = &[&mmlu::TASK];
+pub static TASKS: &[&Task] = &[
+    &mmlu::TASK,
+    &bbh::DIRECT,
+    &bbh::COT,
+    &drop::TASK,
+    &gsm8k::TASK,
+    &svamp::TASK,
+    &math::TASK,
+    &numglue::TASK,
+    &humaneval::TASK,
+    &humanevalpack::TASKS[0],
+    &humanevalpack::TASKS[1],
+    &humanevalpack::TASKS[2],
+    &humanevalpack::TASKS[3],
+    &humanevalpack::TASKS[4],
+    &humanevalpack::TASKS[5],
+    &humanevalpack::TASKS[6],
+    &humanevalpack::TASKS[7],
+    &humanevalpack::TASKS[8],
+    &humanevalpack::TASKS[9],
+    &humanevalpack::TASKS[10],
+    &humanevalpack::TASKS[11],
+    &mbpp::TASK,
+    &ds1000::TASK,
+    &conala::CONALA,
+    &conala::CONCODE,
+];
 
 /// The task of this name.
 ///
