@@ -7,6 +7,8 @@
 mod choose;
 mod code;
 mod engine;
+mod judge_prompts;
+mod judging;
 mod row;
 mod tasks;
 #[cfg(test)]
@@ -312,6 +314,8 @@ pub struct Judgement {
     pub system: String,
     /// What the judge is asked.
     pub prompt: String,
+    /// How the judge's words are chosen: by this temperature.
+    pub temperature: f32,
     /// The figure in the judge's answer.
     pub figure: fn(&str) -> Option<f64>,
 }
@@ -371,6 +375,8 @@ pub struct Metric {
 pub enum Measure {
     /// The mean of the grades' figures of its name.
     Mean,
+    /// The mean of the grades' figures of these names, of all of them alike.
+    MeanOf(&'static [&'static str]),
     /// F1 of the grades' classes, of this many classes.
     F1(Average, usize),
     /// BLEU of all answers against [`Gold::Text`], by this definition.

@@ -1,5 +1,6 @@
 //! The tasks, a file each, and the table that lists them.
 
+mod advbench;
 mod bbh;
 mod conala;
 mod drop;
@@ -10,7 +11,9 @@ mod humanevalpack;
 mod math;
 mod mbpp;
 mod mmlu;
+mod mt_bench;
 mod numglue;
+mod open_ended;
 mod svamp;
 
 use super::Task;
@@ -42,6 +45,12 @@ pub static TASKS: &[&Task] = &[
     &ds1000::TASK,
     &conala::CONALA,
     &conala::CONCODE,
+    &mt_bench::TASK,
+    &open_ended::VICUNA,
+    &open_ended::FED_AYA_SET,
+    &open_ended::FED_CHATBOT,
+    &open_ended::FED_WILDCHAT,
+    &advbench::TASK,
 ];
 
 /// The task of this name.
