@@ -33,6 +33,12 @@ impl Table {
         let mut header = Vec::new();
         source.text.line(&mut header)?;
         let path = source.text.path.clone();
+        // Where a comma separates decimals, a semicolon separates cells.
+        let semicolons = !header.contains(&b',') && header.contains(&b';');
+        let delimiter = match delimiter {
+            b',' if semicolons => b';',
+            delimiter => delimiter,
+        };
         let crlf = header.ends_with(b"\r\n");
         let reader: Box<dyn BufRead + Send> =
             Box::new(Cursor::new(header).chain(source.text.into_reader()));

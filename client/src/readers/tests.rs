@@ -81,6 +81,20 @@ fn byte_order_marks_and_carriage_returns_do_not_matter() {
 }
 
 #[test]
+fn semicolons_separate_cells_where_no_comma_does() {
+    let cells = rows("a.csv", b"text;label\na, b;1\n\"c;d\";2\n");
+    assert_eq!(
+        cells,
+        [
+            Ok(json!({"text": "a, b", "label": "1"})),
+            Ok(json!({"text": "c;d", "label": "2"}))
+        ]
+    );
+    let commas = rows("a.csv", b"text,la;bel\na;b,1\n");
+    assert_eq!(commas, [Ok(json!({"text": "a;b", "la;bel": "1"}))]);
+}
+
+#[test]
 fn compressed_files_are_read_as_what_is_in_them() {
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gz.write_all(b"{\"text\": \"a\"}\n").unwrap();
