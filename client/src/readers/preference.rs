@@ -4,6 +4,7 @@
 //! HH-RLHF (Bai et al. 2022, arXiv 2204.05862) has two whole dialogues instead: the turns that
 //! they share are the prompt, the assistant's next turns are the answers.
 
+use fedllm_models::eval;
 use fedllm_models::template::Message;
 use fedllm_shared::Compat;
 use serde_json::{Map, Value};
@@ -61,9 +62,15 @@ pub(super) fn dialogues(fields: &Map<String, Value>, compat: Compat) -> Result<R
         record::text(fields, "rejected")?,
     ];
     if compat == Compat::OpenFedLlm {
-        return Ok(split_hh(&chosen, &rejected));
+        let (prompt, chosen, rejected) = eval::part_at_character(&chosen, &rejected);
+        return Ok(Record::Preference {
+            prompt: Prompt::Messages(prompt),
+            chosen,
+            rejected,
+            verbatim: true,
+        });
     }
-    let turns = |text, field| turns(text).ok_or(RowProblem::NotADialogue { field });
+    let turns = |text, field| eval::dialogue(text).ok_or(RowProblem::NotADialogue { field });
     let (prompt, chosen, rejected) =
         part(turns(&chosen, "chosen")?, turns(&rejected, "rejected")?)?;
     preference(Prompt::Messages(prompt), chosen, rejected)
@@ -117,99 +124,15 @@ fn second(turns: &[Value], field: &'static str) -> Result<String, RowProblem> {
 ///
 /// [`RowProblem::NoSharedPrompt`] if the next turn of either is no answer.
 fn part(
-    mut chosen: Vec<Message>,
-    mut rejected: Vec<Message>,
+    chosen: Vec<Message>,
+    rejected: Vec<Message>,
 ) -> Result<(Vec<Message>, String, String), RowProblem> {
-    let shorter = chosen.len().min(rejected.len());
-    let shared = chosen
-        .iter()
-        .zip(&rejected)
-        .take_while(|(a, b)| is_same(a, b))
-        .count();
-    // Two answers that are the same are turns, too.
-    let shared = shared.min(shorter.saturating_sub(1));
-    let answer = |turns: &mut Vec<Message>| match turns.get_mut(shared) {
-        Some(turn) if turn.role == "assistant" => Ok(std::mem::take(&mut turn.content)),
-        _ => Err(RowProblem::NoSharedPrompt),
-    };
-    let (preferred, other) = (answer(&mut chosen)?, answer(&mut rejected)?);
-    chosen.truncate(shared);
-    Ok((chosen, preferred, other))
-}
-
-fn is_same(a: &Message, b: &Message) -> bool {
-    a.role == b.role && a.content == b.content
+    eval::part(chosen, rejected).ok_or(RowProblem::NoSharedPrompt)
 }
 
 fn starts_with(turns: &[Message], start: &[Message]) -> bool {
-    turns.len() >= start.len() && turns.iter().zip(start).all(|(a, b)| is_same(a, b))
-}
-
-/// The turns of a dialogue, without the white space around them. What one speaker says in several
-/// turns without an answer is one turn, because templates want speakers to take turns.
-fn turns(text: &str) -> Option<Vec<Message>> {
-    let mut turns: Vec<Message> = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (role, said) = match (rest.strip_prefix(HUMAN), rest.strip_prefix(ASSISTANT)) {
-            (Some(said), _) => ("user", said),
-            (None, Some(said)) => ("assistant", said),
-            (None, None) => return None,
-        };
-        let ends = [said.find(HUMAN), said.find(ASSISTANT)];
-        let end = ends.into_iter().flatten().min().unwrap_or(said.len());
-        let content = said[..end].trim();
-        match turns.last_mut() {
-            Some(last) if last.role == role => {
-                last.content.push_str("\n\n");
-                last.content.push_str(content);
-            }
-            _ => turns.push(Message::new(role, content)),
-        }
-        rest = &said[end..];
-    }
-    (!turns.is_empty()).then_some(turns)
-}
-
-/// What OpenFedLLM's `split_hh` (utils/process_dataset.py) makes of two dialogues.
-///
-/// It cuts at the first character that differs, not at a turn: words that both answers begin with
-/// are in neither prompt nor answers. The answers keep the character before the cut, which is
-/// meant to be the space after `Assistant:`.
-fn split_hh(chosen: &str, rejected: &str) -> Record {
-    const HUMAN: &str = "\n\nHuman: ";
-    const ASSISTANT: &str = "\n\nAssistant: ";
-    let common: String = chosen
-        .chars()
-        .zip(rejected.chars())
-        .take_while(|(a, b)| a == b)
-        .map(|(a, _)| a)
-        .collect();
-    let mut prompt = Vec::new();
-    // Whatever the first characters are, it takes them for the first speaker's mark.
-    let mut rest: String = common.chars().skip(HUMAN.len()).collect();
-    for (role, mark) in [("user", ASSISTANT), ("assistant", HUMAN)].iter().cycle() {
-        let Some(end) = rest.find(mark) else {
-            break;
-        };
-        prompt.push(Message::new(*role, &rest[..end]));
-        rest.drain(..end + mark.len());
-    }
-    let cut = common.chars().count();
-    Record::Preference {
-        prompt: Prompt::Messages(prompt),
-        chosen: from_before(chosen, cut),
-        rejected: from_before(rejected, cut),
-        verbatim: true,
-    }
-}
-
-/// Python's `text[cut - 1:]`, where -1 means the last character.
-fn from_before(text: &str, cut: usize) -> String {
-    match cut {
-        0 => text.chars().last().into_iter().collect(),
-        _ => text.chars().skip(cut - 1).collect(),
-    }
+    let is_same = |(a, b): (&Message, &Message)| a.role == b.role && a.content == b.content;
+    turns.len() >= start.len() && turns.iter().zip(start).all(is_same)
 }
 
 #[cfg(test)]

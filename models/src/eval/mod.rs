@@ -6,6 +6,7 @@
 
 mod choose;
 mod code;
+mod dialogue;
 mod engine;
 mod judge_prompts;
 mod judging;
@@ -22,6 +23,7 @@ use fedllm_shared::{Average, Bleu, Files, ReadAs, Split};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use dialogue::{dialogue, part, part_at_character};
 pub use engine::{Engine, Job, Pair, Written};
 pub use tasks::{TASKS, task};
 
