@@ -11,6 +11,7 @@
 //! A sentence of FiQA that is about two companies has two scores and makes two examples, as in the
 //! table that FinGPT reads; it can be good news for one and bad for the other.
 
+use fedllm_models::eval::is_held_out;
 use serde_json::{Map, Value};
 
 use super::rows::{one, string};
@@ -162,7 +163,7 @@ fn class(name: &str) -> Option<&'static str> {
     CLASSES.iter().find(is_named).copied()
 }
 
-/// A sentence of the Financial PhraseBank.
+/// A sentence of the Financial PhraseBank, which has no split of its own: a quarter is for tests.
 fn phrase(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
     let (sentence, class) = parts(fields.row)?;
     let wanted = match fields.split.map(|split| split.name) {
@@ -200,11 +201,4 @@ fn parts(row: &Map<String, Value>) -> Result<(String, &'static str), RowProblem>
             Ok(_) => Err(RowProblem::UnknownLabel { field: "label" }),
         },
     }
-}
-
-/// The PhraseBank has no split of its own. A quarter of its sentences is for tests, chosen by the
-/// hash of the sentence, so that a sentence that comes twice is on one side and every order and
-/// selection of the file is split alike.
-fn is_held_out(sentence: &str) -> bool {
-    blake3::hash(sentence.trim().as_bytes()).as_bytes()[0] < 64
 }

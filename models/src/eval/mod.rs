@@ -10,7 +10,11 @@ mod dialogue;
 mod engine;
 mod judge_prompts;
 mod judging;
+mod layout;
+mod preference;
 mod row;
+mod sentiment;
+mod split;
 mod tasks;
 #[cfg(test)]
 mod testing;
@@ -25,6 +29,7 @@ use serde_json::{Map, Value};
 
 pub use dialogue::{dialogue, part, part_at_character};
 pub use engine::{Engine, Job, Pair, Written};
+pub use split::is_held_out;
 pub use tasks::{TASKS, task};
 
 use crate::generate::Sampling;

@@ -8,43 +8,74 @@ use crate::eval::choose::{self, ACCURACY, LETTERS};
 use crate::eval::row::choice;
 use crate::eval::{Ask, Gold, Grader, Item, ItemError, Prompts, Row, Shots, Source, Task};
 
+/// All subjects.
 pub(super) static TASK: Task = Task {
     name: "mmlu",
     about: "57 subjects from elementary mathematics to law, four choices each",
     prompt: "hendrycks/test evaluate.py: 5 examples of the subject, letters as choices",
     reference: None,
     suites: &["paper", "general"],
-    source: Source {
-        hub: &["cais/mmlu"],
-        test: Split {
-            name: "test",
-            files: Files::FirstOf(&[&["**/*_test.csv"], &["all/test-*.parquet"]]),
-        },
-        examples: Some(Split {
-            name: "dev",
-            files: Files::FirstOf(&[&["**/*_dev.csv"], &["all/dev-*.parquet"]]),
-        }),
-        beside: None,
-        read_as: ReadAs {
-            header: Header::IfFirstIs(&["question"]),
-            ..ReadAs::ITSELF
-        },
-        licence: "MIT",
-    },
-    shots: Shots {
-        of_cluster: true,
-        description: Some(description),
-        ..Shots::of(5)
-    },
+    source: SOURCE,
+    shots: SHOTS,
     items,
     grader: Grader::Direct(choose::grade),
     metrics: &[ACCURACY],
     group: Some(group),
 };
 
+/// The subjects that models for medicine are compared by.
+pub(super) static MEDICAL: Task = Task {
+    about: "the six subjects of MMLU about medicine, four choices each",
+    prompt: "as mmlu",
+    suites: &["medical"],
+    source: SOURCE,
+    shots: SHOTS,
+    metrics: &[ACCURACY],
+    ..choose::task("mmlu-medical", medical)
+};
+
+const SOURCE: Source = Source {
+    hub: &["cais/mmlu"],
+    test: Split {
+        name: "test",
+        files: Files::FirstOf(&[&["**/*_test.csv"], &["all/test-*.parquet"]]),
+    },
+    examples: Some(Split {
+        name: "dev",
+        files: Files::FirstOf(&[&["**/*_dev.csv"], &["all/dev-*.parquet"]]),
+    }),
+    beside: None,
+    read_as: ReadAs {
+        header: Header::IfFirstIs(&["question"]),
+        ..ReadAs::ITSELF
+    },
+    licence: "MIT",
+};
+
+const SHOTS: Shots = Shots {
+    of_cluster: true,
+    description: Some(description),
+    ..Shots::of(5)
+};
+
 fn description(subject: Option<&str>, _: usize) -> String {
     let subject = subject.unwrap_or_default().replace('_', " ");
     format!("The following are multiple choice questions (with answers) about {subject}.\n\n")
+}
+
+fn medical(row: &Row<'_>, prompts: Prompts) -> Result<Vec<Item>, ItemError> {
+    const SUBJECTS: [&str; 6] = [
+        "anatomy",
+        "clinical_knowledge",
+        "college_biology",
+        "college_medicine",
+        "medical_genetics",
+        "professional_medicine",
+    ];
+    match SUBJECTS.contains(&&subject(row)?[..]) {
+        true => items(row, prompts),
+        false => Ok(Vec::new()),
+    }
 }
 
 fn items(row: &Row<'_>, _: Prompts) -> Result<Vec<Item>, ItemError> {
@@ -152,5 +183,47 @@ fn group(subject: &str) -> &'static str {
         subject if HUMANITIES.contains(&subject) => "humanities",
         subject if SOCIAL.contains(&subject) => "social sciences",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::tasks::tests::{asked, chosen, one, refused};
+    use serde_json::json;
+
+    #[test]
+    fn every_layout_asks_the_same() {
+        let choices = ["bone", "skin", "nail", "None"];
+        let hub = json!({
+            "question": " What breaks? ", "subject": "anatomy", "choices": choices, "answer": 0,
+        });
+        let authors = json!({
+            "0": " What breaks? ", "1": "bone", "2": "skin", "3": "nail", "4": "None", "5": "A",
+        });
+        let named = json!({
+            "question": " What breaks? ", "choice0": "bone", "choice1": "skin", "choice2": "nail",
+            "choice3": "None", "answer": "0",
+        });
+        for row in [hub, authors, named] {
+            let prompt = "What breaks?\nA. bone\nB. skin\nC. nail\nD. None\nAnswer:";
+            for task in [&TASK, &MEDICAL] {
+                let file = "mmlu/test/anatomy_test.csv";
+                chosen(task, file, &row, (prompt, &[" A", " B", " C", " D"], 0));
+                let item = one(task, file, &row);
+                assert_eq!(item.id, "anatomy/0");
+                assert_eq!(item.cluster.as_deref(), Some("anatomy"));
+            }
+            let law = asked(&MEDICAL, "jurisprudence_test.csv", &row, 0, Prompts::Sound).unwrap();
+            assert_eq!(law.len(), usize::from(row.get("subject").is_some()));
+        }
+        let row = json!({"question": "a", "subject": "b", "choices": ["c"], "answer": 1});
+        assert!(refused(&TASK, &row).starts_with("field `answer` is \"1\""));
+        let start =
+            "The following are multiple choice questions (with answers) about us foreign policy";
+        assert_eq!(
+            description(Some("us_foreign_policy"), 5),
+            format!("{start}.\n\n")
+        );
     }
 }
