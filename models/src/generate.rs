@@ -2,6 +2,7 @@
 
 use crate::arch::{CausalLm, KvCache, RunId};
 use crate::lora::{Lora, read_back};
+use crate::ops::TokenLogProbs;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -53,10 +54,16 @@ impl<'a> Generator<'a> {
     }
 }
 
-impl Iterator for Generator<'_> {
-    type Item = u32;
+impl Generator<'_> {
+    /// The next token, and what the model said of it and of the `top` most probable ones, whatever
+    /// the sampling made of that.
+    pub fn next_with_log_probs(&mut self, top: usize) -> Option<(u32, TokenLogProbs)> {
+        let (token, logits) = self.step()?;
+        Some((token, TokenLogProbs::of_row(&logits, token, top)))
+    }
 
-    fn next(&mut self) -> Option<u32> {
+    /// The next token and the logits that it was chosen by.
+    fn step(&mut self) -> Option<(u32, Vec<f32>)> {
         if self.pending.is_empty() {
             return None;
         }
@@ -64,7 +71,15 @@ impl Iterator for Generator<'_> {
         let logits = read_back(self.model.decode(&new, &mut self.cache, self.lora));
         let token = self.chooser.choose(&logits);
         self.pending = vec![token];
-        Some(token)
+        Some((token, logits))
+    }
+}
+
+impl Iterator for Generator<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.step().map(|(token, _)| token)
     }
 }
 

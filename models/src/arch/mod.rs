@@ -17,8 +17,8 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::lora::{BlockGrads, Lora, read_back};
 use crate::ops::{
-    Dropout, Head, HostMatrix, Rotation, Segments, TokenScore, concatenate, embed, indices_on,
-    is_cpu, rms_norm, rms_norm_backward, tensor_on,
+    Dropout, Head, HostMatrix, Rotation, Segments, TokenLogProbs, TokenScore, concatenate, embed,
+    indices_on, is_cpu, rms_norm, rms_norm_backward, tensor_on,
 };
 use block::{Block, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
@@ -113,6 +113,22 @@ impl CausalLm {
             &rms_norm(&hidden, &self.norm, self.config.rms_eps).y,
             &batch.targets,
         )
+    }
+
+    /// The log-probability of each labelled token of the batch, and the `top` most probable tokens
+    /// in its place.
+    pub fn token_log_probs(
+        &self,
+        batch: &Batch,
+        lora: Option<&Lora>,
+        top: usize,
+    ) -> Vec<TokenLogProbs> {
+        if batch.targets.is_empty() {
+            return Vec::new();
+        }
+        let hidden = self.pick(&self.hidden(batch, lora), &batch.predicting);
+        let normed = rms_norm(&hidden, &self.norm, self.config.rms_eps);
+        self.head.token_log_probs(&normed.y, &batch.targets, top)
     }
 
     /// Logits `[picked, vocabulary]` at some places of the batch.

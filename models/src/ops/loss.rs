@@ -24,15 +24,6 @@ pub struct Head {
     pub soft_cap: Option<f32>,
 }
 
-/// What the model says of one target token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenScore {
-    /// Natural logarithm of the target's probability.
-    pub log_prob: f32,
-    /// The most probable token.
-    pub top: u32,
-}
-
 impl Head {
     /// Summed cross-entropy of `targets` under the hidden states `h` `[n, features]`, a
     /// tensor of one element on the device, and the gradient of `weight · sum` with
@@ -97,24 +88,12 @@ impl Head {
         Tensor::cat(parts.collect(), 0)
     }
 
-    /// The log-probability of each target and the most probable token in its place.
-    pub fn score(&self, h: &Tensor<2>, targets: &[u32]) -> Vec<TokenScore> {
-        let vocabulary = self.weight.rows();
-        let mut scores = Vec::with_capacity(targets.len());
-        for (h, targets) in self.chunks(h, targets, 1.0) {
-            let logits = Host::of(self.logits(&h).to_device(&Device::flex())).into_values();
-            let rows = logits.par_chunks(vocabulary).zip(targets);
-            scores.par_extend(rows.map(|(row, &target)| score_row(row, target)));
-        }
-        scores
-    }
-
     /// Logits `[n, vocabulary]` of hidden states.
     pub fn logits(&self, h: &Tensor<2>) -> Tensor<2> {
         composed::capped(self.weight.forward(h), self.soft_cap)
     }
 
-    fn chunks<'a>(
+    pub(super) fn chunks<'a>(
         &self,
         h: &'a Tensor<2>,
         targets: &'a [u32],
@@ -317,23 +296,4 @@ fn log_prob_row(row: &mut [f32], target: usize, soft_cap: Option<f32>) -> f32 {
     let (largest, at_target) = (max(row), row[target]);
     // As in `loss_row`, so that equal models agree to the last bit.
     -(largest + exp_shifted(row, largest).ln() - at_target)
-}
-
-fn score_row(row: &[f32], target: u32) -> TokenScore {
-    let mut top = 0;
-    for (i, value) in row.iter().enumerate() {
-        if *value > row[top] {
-            top = i;
-        }
-    }
-    let largest = f64::from(row[top]);
-    let sum: f64 = row
-        .iter()
-        .map(|value| (f64::from(*value) - largest).exp())
-        .sum();
-    let log_prob = f64::from(row[target as usize]) - largest - sum.ln();
-    TokenScore {
-        log_prob: log_prob as f32,
-        top: top as u32,
-    }
 }

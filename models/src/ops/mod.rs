@@ -25,6 +25,7 @@ mod norm;
 mod packed;
 mod product;
 mod rope;
+mod score;
 mod simd;
 mod stored;
 #[cfg(test)]
@@ -42,7 +43,8 @@ pub use glu::{glu, glu_backward};
 pub use host::is_cpu;
 pub(crate) use host::{Host, host_tensor, indices_on, tensor_on};
 pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB, low_rank};
-pub use loss::{Head, TokenScore};
+pub use loss::Head;
 pub use norm::{Normed, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_backward_onto};
 pub use packed::PackedMatrix;
 pub use rope::{Rotation, Turn, rotate};
+pub use score::{TokenLogProbs, TokenScore};
