@@ -6,6 +6,7 @@
 
 mod admin;
 mod aggregate;
+mod api;
 mod base;
 pub mod cli;
 mod evaluate;

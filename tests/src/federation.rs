@@ -86,6 +86,7 @@ impl Programs {
         }
         command
             .env_remove("FEDLLM_STATE")
+            .env_remove("FEDLLM_API_KEY")
             .env("FEDLLM_LOG", "debug");
         Process::start(command)
     }

@@ -15,6 +15,7 @@ mod status;
 mod train;
 
 pub use devices::select as select_device;
+pub use model::load_adapter;
 
 use std::ffi::OsString;
 use std::io::Write;

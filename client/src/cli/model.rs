@@ -43,7 +43,11 @@ pub(crate) fn training_memory(low_memory: bool, selection: &Selection) -> Memory
 }
 
 /// Reads a PEFT directory and puts its adapter beside the model.
-pub(crate) fn load_adapter(directory: &Path, model: &CausalLm) -> anyhow::Result<Lora> {
+///
+/// # Errors
+///
+/// The file at fault, or that the adapter is of another model; the error carries its exit code.
+pub fn load_adapter(directory: &Path, model: &CausalLm) -> anyhow::Result<Lora> {
     let (spec, adapter) = read_adapter(directory, model.config())?;
     Lora::new(model.config(), &spec, &adapter, model.device()).code(Code::Incompatible)
 }

@@ -7,6 +7,6 @@ mod status;
 
 pub(crate) use client::AdminAddress;
 pub use client::AdminError;
-pub(crate) use http::{Admin, InviteRequest, RevokeRequest, serve};
+pub(crate) use http::{Admin, InviteRequest, RevokeRequest, is_loopback, serve};
 pub(crate) use metrics::Metrics;
 pub use status::{ClientState, ClientStatus, ClosedRound, OpenRound, RunState, Status};

@@ -1,6 +1,7 @@
 //! The command line of `fedllm-server`: one file per subcommand, and what they share.
 
 mod aggregate;
+mod api;
 mod export;
 mod init;
 mod invite;
@@ -97,6 +98,8 @@ enum Command {
     Aggregate(aggregate::Args),
     /// Write the adapter in a format that other programs read.
     Export(export::Args),
+    /// Serve a model and its adapters as OpenAI does, for evaluation harnesses and chat programs.
+    Api(api::Args),
     /// Put a client out; its connection is closed at once.
     Revoke(revoke::Args),
     /// Print the completion script of a shell.
@@ -140,6 +143,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Status(args) => status::run(args),
         Command::Aggregate(args) => aggregate::run(args),
         Command::Export(args) => export::run(args, &global),
+        Command::Api(args) => api::run(args, &global),
         Command::Revoke(args) => revoke::run(args),
         Command::Completions { shell } => {
             let mut command = Cli::command();

@@ -6,6 +6,7 @@
 )]
 
 mod aggregate;
+mod api;
 mod bench;
 mod data;
 mod federation;
