@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::http::{Api, Head};
 use super::log_probs::chat_token;
+use super::stream::Parts;
 use super::worker::{Event, Question};
 
 /// A turn, as clients send it.
@@ -43,6 +44,7 @@ pub(super) struct Writer {
     prompt: usize,
     /// Alternatives to each token, if log-probabilities are wanted.
     alternatives: Option<usize>,
+    streams_usage: bool,
     written: usize,
 }
 
@@ -59,6 +61,11 @@ pub(super) fn prepare(api: Arc<Api>, fields: Fields) -> Result<(Question, Writer
     fields.check_supported()?;
     let adapter = api.model(fields.model.as_deref())?;
     let alternatives = fields.chat_alternatives()?;
+    let streams_usage = fields.streams_usage();
+    let object = match fields.stream {
+        Some(true) => "chat.completion.chunk",
+        _ => "chat.completion",
+    };
     let (sampling, stops, max_tokens) = (fields.sampling()?, fields.stops()?, fields.max_tokens());
     let ids = api.encode(&render(&api, fields)?, false)?;
     api.check_prompt(0, &ids)?;
@@ -68,10 +75,11 @@ pub(super) fn prepare(api: Arc<Api>, fields: Fields) -> Result<(Question, Writer
     let prompts = vec![ids];
     api.check_tokens(&prompts, max_tokens)?;
     let writer = Writer {
-        head: api.head("chatcmpl", "chat.completion", adapter)?,
+        head: api.head("chatcmpl", object, adapter)?,
         api,
         prompt: prompts[0].len(),
         alternatives,
+        streams_usage,
         written: 0,
     };
     let question = Question {
@@ -195,5 +203,45 @@ impl Writer {
             Some(_) => json!({ "content": content, "refusal": null }),
             None => Value::Null,
         }
+    }
+}
+
+impl Writer {
+    /// A part of the answer.
+    fn chunk(&self, delta: Value, log_probs: Vec<Value>, finish_reason: Option<&str>) -> Value {
+        let log_probs = match log_probs.is_empty() {
+            true => Value::Null,
+            false => self.log_probs(log_probs),
+        };
+        self.head.json(json!([{
+            "index": 0,
+            "delta": delta,
+            "logprobs": log_probs,
+            "finish_reason": finish_reason,
+        }]))
+    }
+}
+
+impl Parts for Writer {
+    fn first(&mut self) -> Option<Value> {
+        let delta = json!({ "role": "assistant", "content": "" });
+        Some(self.chunk(delta, Vec::new(), None))
+    }
+
+    fn next(&mut self, event: Event) -> Result<Option<Value>, ApiError> {
+        let part = self.part(event)?;
+        let delta = match part.content.is_empty() {
+            true => json!({}),
+            false => json!({ "content": part.content }),
+        };
+        let is_empty = part.content.is_empty() && part.log_probs.is_empty();
+        let is_part = !is_empty || part.finish_reason.is_some();
+        Ok(is_part.then(|| self.chunk(delta, part.log_probs, part.finish_reason)))
+    }
+
+    fn last(&mut self) -> Option<Value> {
+        let mut last = self.streams_usage.then(|| self.head.json(json!([])))?;
+        last["usage"] = Head::usage(self.prompt, self.written);
+        Some(last)
     }
 }

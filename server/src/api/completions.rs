@@ -11,6 +11,7 @@ use super::fields::Fields;
 use super::http::{Api, Head};
 use super::log_probs::CompletionLogProbs;
 use super::prompts::Prompt;
+use super::stream::Parts;
 use super::worker::{Event, Question};
 
 /// Tokens that are written where the request does not say how many, as OpenAI has it.
@@ -22,6 +23,7 @@ pub(super) struct Writer {
     head: Head,
     prompts: Vec<Echo>,
     log_probs: bool,
+    streams_usage: bool,
     written: usize,
 }
 
@@ -80,6 +82,7 @@ pub(super) fn prepare(api: Arc<Api>, fields: Fields) -> Result<(Question, Writer
         api,
         prompts,
         log_probs: top.is_some(),
+        streams_usage: fields.streams_usage(),
         written: 0,
     };
     Ok((question, writer))
@@ -210,7 +213,29 @@ impl Writer {
     }
 }
 
+impl Parts for Writer {
+    fn first(&mut self) -> Option<Value> {
+        None
+    }
+
+    fn next(&mut self, event: Event) -> Result<Option<Value>, ApiError> {
+        let part = self.part(event)?;
+        Ok((!part.is_empty()).then(|| self.head.json(json!([part]))))
+    }
+
+    fn last(&mut self) -> Option<Value> {
+        let usage = self.streams_usage.then(|| self.usage())?;
+        let mut last = self.head.json(json!([]));
+        last["usage"] = usage;
+        Some(last)
+    }
+}
+
 impl Choice {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.logprobs.is_none() && self.finish_reason.is_none()
+    }
+
     fn add(&mut self, part: Self) {
         self.text.push_str(&part.text);
         if let Some(more) = part.logprobs {

@@ -31,6 +31,7 @@ pub(super) struct Fields {
     seed: Option<i64>,
     stop: Option<Stop>,
     pub(super) stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
     // Refused where they ask for anything.
     n: Option<u64>,
     best_of: Option<u64>,
@@ -41,6 +42,11 @@ pub(super) struct Fields {
     tools: Option<Value>,
     functions: Option<Value>,
     response_format: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
 }
 
 /// A number for completions, a switch for chats.
@@ -113,15 +119,12 @@ impl Fields {
         }
     }
 
-    /// Refuses answers in parts.
-    pub(super) fn refuse_stream(&self) -> Result<(), ApiError> {
-        match self.stream {
-            Some(true) => Err(ApiError::Unsupported {
-                field: "stream",
-                reason: "answers come whole",
-            }),
-            _ => Ok(()),
-        }
+    /// Whether an answer in parts ends with how many tokens were read and written.
+    pub(super) fn streams_usage(&self) -> bool {
+        let options = self.stream_options.as_ref();
+        options
+            .and_then(|options| options.include_usage)
+            .unwrap_or(false)
     }
 
     /// How many tokens may be written, if the request says so.

@@ -18,11 +18,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::connections::{Activity, Connections};
+use super::connections::{Activity, Connections, Open};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::key::Key;
 use super::limits::Limits;
+use super::stream::stream;
 use super::text::Pieces;
 use super::worker::{Event, Worker};
 use super::{chat, completions, tokens};
@@ -106,21 +107,29 @@ async fn show_model(
 }
 
 async fn complete(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let open = request.extensions().get::<Arc<Open>>().cloned();
     let fields: Fields = Body::read(&api, request).await?.json()?;
-    fields.refuse_stream()?;
-    let shared = api.clone();
+    let (shared, in_parts) = (api.clone(), fields.stream == Some(true));
     let (question, writer) = blocking(move || completions::prepare(shared, fields)).await?;
     let count = question.prompts.len();
-    let events = all_events(api.worker().ask(question)?, count).await?;
+    let answer = api.worker().ask(question)?;
+    if in_parts {
+        return Ok(stream(writer, answer, count, open));
+    }
+    let events = all_events(answer, count).await?;
     Ok(Json(blocking(move || writer.whole(events)).await?).into_response())
 }
 
 async fn answer_chat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let open = request.extensions().get::<Arc<Open>>().cloned();
     let fields: Fields = Body::read(&api, request).await?.json()?;
-    fields.refuse_stream()?;
-    let shared = api.clone();
+    let (shared, in_parts) = (api.clone(), fields.stream == Some(true));
     let (question, writer) = blocking(move || chat::prepare(shared, fields)).await?;
-    let events = all_events(api.worker().ask(question)?, 1).await?;
+    let answer = api.worker().ask(question)?;
+    if in_parts {
+        return Ok(stream(writer, answer, 1, open));
+    }
+    let events = all_events(answer, 1).await?;
     Ok(Json(writer.whole(events)?).into_response())
 }
 
@@ -191,10 +200,11 @@ async fn only_loopback(
 /// Tells the connection that it is in use, and the log what was asked: never its text.
 async fn observe(
     ConnectInfo(activity): ConnectInfo<Activity>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let _open = activity.open();
+    let open = Arc::new(activity.open());
+    request.extensions_mut().insert(open.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = Instant::now();
     let response = next.run(request).await;

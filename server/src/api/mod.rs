@@ -15,6 +15,7 @@ mod key;
 mod limits;
 mod log_probs;
 mod prompts;
+mod stream;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

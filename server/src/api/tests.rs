@@ -202,6 +202,86 @@ async fn a_chat_is_put_into_the_models_template() {
     assert!(refused.body.contains("image_url"), "{refused:?}");
 }
 
+/// The JSON of each event but the last, which says that there are no more.
+fn parts(body: &str) -> Vec<Value> {
+    let events = body.strip_suffix("data: [DONE]\n\n").unwrap();
+    let events = events.split_terminator("\n\n");
+    let json = events.map(|event| event.strip_prefix("data: ").unwrap());
+    json.map(|json| serde_json::from_str(json).unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_come_in_parts_and_end_with_done() {
+    let served = served().await;
+    let mut asked = json!({
+        "prompt": ["Once", "x"], "max_tokens": 9, "temperature": 0, "logprobs": 1, "echo": true
+    });
+    let whole = served.post(COMPLETIONS, &asked).await.json();
+    asked["stream"] = json!(true);
+    asked["stream_options"] = json!({"include_usage": true});
+    let answer = served.post(COMPLETIONS, &asked).await;
+    let head = answer.head.to_ascii_lowercase();
+    assert!(head.contains("content-type: text/event-stream"), "{head}");
+    let mut parts = parts(&answer.body);
+    let usage = parts.pop().unwrap();
+    assert_eq!(
+        (&usage["usage"], &usage["choices"]),
+        (&whole["usage"], &json!([]))
+    );
+    for (index, choice) in whole["choices"].as_array().unwrap().iter().enumerate() {
+        let of_choice = parts.iter().map(|part| &part["choices"][0]);
+        let of_choice: Vec<_> = of_choice.filter(|part| part["index"] == index).collect();
+        assert!(of_choice.len() > 2);
+        let text: String = of_choice
+            .iter()
+            .map(|part| part["text"].as_str().unwrap())
+            .collect();
+        assert_eq!(json!(text), choice["text"]);
+        for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let lists = of_choice
+                .iter()
+                .filter_map(|part| part["logprobs"][list].as_array());
+            let all: Vec<Value> = lists.flatten().cloned().collect();
+            assert_eq!(json!(all), choice["logprobs"][list], "{list}");
+        }
+        assert_eq!(of_choice.last().unwrap()["finish_reason"], "length");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_comes_in_parts() {
+    let served = served().await;
+    let asked = json!({
+        "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0,
+        "stream": true
+    });
+    let parts = parts(&served.post(CHATS, &asked).await.body);
+    assert!(
+        parts
+            .iter()
+            .all(|part| part["object"] == "chat.completion.chunk")
+    );
+    let deltas: Vec<_> = parts
+        .iter()
+        .map(|part| &part["choices"][0]["delta"])
+        .collect();
+    assert_eq!(deltas[0]["role"], "assistant");
+    let text: String = deltas
+        .iter()
+        .filter_map(|delta| delta["content"].as_str())
+        .collect();
+    assert_eq!(text, written("user: hi\na:", 8));
+    let reasons = parts
+        .iter()
+        .map(|part| &part["choices"][0]["finish_reason"]);
+    let reasons: Vec<_> = reasons.filter(|reason| !reason.is_null()).collect();
+    assert_eq!(reasons, ["length"]);
+    // A refusal is an ordinary answer, in parts or not.
+    let refused = json!({"messages": [{"role": "user", "content": "hi"}], "n": 2, "stream": true});
+    assert_eq!(served.post(CHATS, &refused).await.status, 400);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn harnesses_find_models_and_tokenizer() {
     let served = served().await;
