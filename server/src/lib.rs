@@ -9,7 +9,7 @@ mod aggregate;
 mod api;
 mod base;
 pub mod cli;
-mod evaluate;
+pub mod evaluate;
 mod folder;
 mod host;
 mod net;

@@ -393,7 +393,7 @@ pub enum Measure {
 }
 
 /// Unit and direction of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scale {
     /// From 0 to 1, more is better.
