@@ -25,6 +25,7 @@
 //!
 //! A row longer than `max_tokens` loses its end. A row whose answer would be lost is not learned.
 
+mod ask;
 mod chat;
 mod pair;
 

@@ -1,5 +1,7 @@
 //! How the files of public data sets are named and laid out.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// The files of a split, as patterns of their paths: `*` stands for any part of a name, `**/` for
@@ -11,6 +13,19 @@ pub enum Files {
     FirstOf(&'static [&'static [&'static str]]),
     /// Every file of any pattern: parts that make sense alone.
     AnyOf(&'static [&'static str]),
+}
+
+impl fmt::Display for Files {
+    /// As people say what they are missing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AnyOf(patterns) => f.write_str(&patterns.join(", ")),
+            Self::FirstOf(lists) => {
+                let lists: Vec<String> = lists.iter().map(|list| list.join(" and ")).collect();
+                f.write_str(&lists.join(", or "))
+            }
+        }
+    }
 }
 
 /// A split of a data set.

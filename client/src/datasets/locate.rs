@@ -27,7 +27,7 @@ pub(super) fn files(
                 Some(place) => place.display().to_string(),
                 None => "the Hugging Face cache".to_owned(),
             },
-            wanted: wanted(&split.files),
+            wanted: split.files.to_string(),
             hub: dataset.hub,
         }),
     }
@@ -135,16 +135,6 @@ fn matches(pattern: &str, path: &str) -> bool {
                 .chain([name.len()])
                 .any(|at| matches(rest, &path[at..]))
         }),
-    }
-}
-
-fn wanted(files: &Files) -> String {
-    match files {
-        Files::AnyOf(patterns) => patterns.join(", "),
-        Files::FirstOf(lists) => {
-            let lists: Vec<String> = lists.iter().map(|list| list.join(" and ")).collect();
-            lists.join(", or ")
-        }
     }
 }
 

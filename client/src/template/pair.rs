@@ -122,7 +122,7 @@ impl Template<'_> {
     }
 
     /// The only question of a prompt.
-    fn question<'p>(&self, prompt: &'p Prompt) -> Result<&'p str, RowProblem> {
+    pub(super) fn question<'p>(&self, prompt: &'p Prompt) -> Result<&'p str, RowProblem> {
         match prompt {
             Prompt::Text(question) => Ok(question),
             Prompt::Messages(turns) => match &turns[..] {
@@ -136,7 +136,7 @@ impl Template<'_> {
     ///
     /// OpenFedLLM ends the assistant's turns with `</s>` whatever the tokenizer calls EOS; here
     /// that is so only for a `verbatim` row.
-    fn vicuna(&self, turns: &[Message], verbatim: bool) -> Result<String, RowProblem> {
+    pub(super) fn vicuna(&self, turns: &[Message], verbatim: bool) -> Result<String, RowProblem> {
         let eos = match verbatim {
             true => None,
             false => self.tokenizer.token(self.eos),

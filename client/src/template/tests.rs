@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 
-const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != \
+pub(super) const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != \
     'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by \
     Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + \
     message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ \
@@ -17,7 +17,7 @@ const MARKED: &str = "{% for message in messages %}{{ message.role + ': ' }}{% i
 /// Of SmolLM2's tokenizer (Apache-2.0) the tokens and merges that the texts here need, with their
 /// ids. BPE applies the best merge that it can, so leaving out merges that are never applied
 /// changes nothing.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/smollm2_excerpt.json");
     Tokenizer::from_file(&path, Some("<|im_start|>"), Some("<|im_end|>")).unwrap()
 }

@@ -37,6 +37,7 @@ pub(super) const fn task(
 /// A source of nothing, whose fields a task's file fills in.
 pub(super) const SOURCE: Source = Source {
     hub: &[],
+    folders: &[],
     test: split("test", Files::AnyOf(&[])),
     examples: None,
     beside: None,

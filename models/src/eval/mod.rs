@@ -61,11 +61,30 @@ pub struct Task {
     pub group: Option<fn(&str) -> &'static str>,
 }
 
+impl Task {
+    /// Whether its clusters are tasks of their own, such as subjects: their figures are reported,
+    /// and a limit of rows holds for each.
+    pub fn has_parts(&self) -> bool {
+        self.group.is_some() || self.shots.of_cluster
+    }
+
+    /// What a folder with its files may be called.
+    pub fn folders(&self) -> impl Iterator<Item = &'static str> {
+        let hub = self.source.hub.iter();
+        let hub = hub.map(|name| name.rsplit('/').next().unwrap_or(name));
+        let folders = self.source.folders.iter().copied();
+        folders.chain([self.name]).chain(hub)
+    }
+}
+
 /// Where the rows of a task come from.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Source {
     /// What the Hugging Face hub calls it; of several collections each. Empty if it is not there.
     pub hub: &'static [&'static str],
+    /// What its folder is called among those of other sets, besides its task's name and the last
+    /// part of its names on the hub.
+    pub folders: &'static [&'static str],
     /// The split that is asked.
     pub test: Split,
     /// The split that examples come from, if another.

@@ -21,6 +21,7 @@ pub(super) const fn task(
         suites: &[],
         source: Source {
             hub: &[],
+            folders: &[],
             test: split("test", Files::AnyOf(&[])),
             examples: None,
             beside: None,

@@ -30,6 +30,7 @@ pub(super) static ENGLISH: Task = Task {
             "hails/agieval-sat-en-without-passage",
             "hails/agieval-sat-math",
         ],
+        folders: &["agieval"],
         test: split(
             "test",
             AnyOf(&[
@@ -66,6 +67,7 @@ pub(super) static CHINESE: Task = Task {
             "hails/agieval-gaokao-physics",
             "hails/agieval-logiqa-zh",
         ],
+        folders: &["agieval"],
         test: split(
             "test",
             AnyOf(&[

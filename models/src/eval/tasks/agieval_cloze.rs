@@ -17,6 +17,7 @@ pub(super) static TASK: Task = Task {
     suites: &["general"],
     source: Source {
         hub: &["hails/agieval-math", "hails/agieval-gaokao-mathcloze"],
+        folders: &["agieval"],
         test: split(
             "test",
             AnyOf(&[

@@ -13,6 +13,7 @@ pub(super) static EASY: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["allenai/ai2_arc"],
+        folders: &["ARC-Easy", "commonsense_llm_adapters"],
         test: split(
             "test",
             FirstOf(&[
@@ -41,6 +42,7 @@ pub(super) static CHALLENGE: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["allenai/ai2_arc"],
+        folders: &["ARC-Challenge", "commonsense_llm_adapters"],
         test: split(
             "test",
             FirstOf(&[

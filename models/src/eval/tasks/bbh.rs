@@ -43,6 +43,7 @@ pub(super) static COT: Task = Task {
 
 const SOURCE: Source = Source {
     hub: &["SaylorTwift/bbh", "lukaemon/bbh", "Joschka/big_bench_hard"],
+    folders: &["BIG-Bench-Hard"],
     test: split(
         "test",
         Files::FirstOf(&[&["**/bbh/*.json"], &["*.json"], &["*/test-*.parquet"]]),

@@ -12,6 +12,7 @@ pub(super) static TASK: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["aps/super_glue", "super_glue", "google/boolq"],
+        folders: &["commonsense_llm_adapters"],
         test: split(
             "validation",
             FirstOf(&[

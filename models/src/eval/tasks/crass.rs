@@ -12,6 +12,7 @@ pub(super) static TASK: Task = Task {
              choices; the order of the choices is by their hash, not by Python's `random`",
     suites: &["paper", "general"],
     source: Source {
+        folders: &["CRASS-data-set"],
         // On GitHub: apergo-ai/CRASS-data-set.
         test: split("test", FirstOf(&[&["**/CRASS_FTM_main_data_set.csv"]])),
         licence: "Apache-2.0",

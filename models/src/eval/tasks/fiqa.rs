@@ -27,6 +27,7 @@ pub(super) static TASK: Task = Task {
     reference: Some(REFERENCE),
     source: Source {
         hub: &["pauri32/fiqa-2018"],
+        folders: &["fiqa", "fingpt_sources"],
         test: split(
             "test",
             FirstOf(&[
@@ -64,6 +65,7 @@ pub(super) static HELD_OUT: Task = Task {
     suites: &["finance-held-out"],
     source: Source {
         hub: &["pauri32/fiqa-2018"],
+        folders: &["fiqa", "fingpt_sources"],
         test: split(
             "test",
             FirstOf(&[

@@ -14,6 +14,7 @@ use crate::eval::{Grade, Grader, Item, ItemError, Prompts, Reply, Row, Source, T
 
 const SOURCE: Source = Source {
     hub: &["takala/financial_phrasebank", "financial_phrasebank"],
+    folders: &["fpb", "fingpt_sources"],
     test: split(
         "test",
         FirstOf(&[

@@ -17,6 +17,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "math"],
     source: Source {
         hub: &["openai/gsm8k", "gsm8k"],
+        folders: &["grade_school_math"],
         test: split(
             "test",
             Files::FirstOf(&[

@@ -14,6 +14,7 @@ pub(super) static TASK: Task = Task {
     ),
     source: Source {
         hub: &["Anthropic/hh-rlhf"],
+        folders: &["hh_rlhf"],
         test: split(
             "test",
             FirstOf(&[

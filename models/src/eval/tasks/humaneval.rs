@@ -14,6 +14,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "general", "code"],
     source: Source {
         hub: &["openai/openai_humaneval", "openai_humaneval"],
+        folders: &["human-eval"],
         test: split(
             "test",
             Files::FirstOf(&[

@@ -18,6 +18,7 @@ pub(super) static TASK: Task = Task {
     suites: &["math"],
     source: Source {
         hub: &["EleutherAI/hendrycks_math", "HuggingFaceH4/MATH-500"],
+        folders: &["MATH"],
         test: split(
             "test",
             Files::FirstOf(&[

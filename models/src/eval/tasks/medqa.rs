@@ -17,6 +17,7 @@ pub(super) static FOUR: Task = Task {
             "GBaker/MedQA-USMLE-4-options-hf",
             "GBaker/MedQA-USMLE-4-options",
         ],
+        folders: &["medqa"],
         test: split(
             "test",
             FirstOf(&[
@@ -49,6 +50,7 @@ pub(super) static FIVE: Task = Task {
     suites: &["medical"],
     source: Source {
         hub: &["bigbio/med_qa"],
+        folders: &["medqa"],
         test: split(
             "test",
             FirstOf(&[

@@ -36,6 +36,7 @@ pub(super) static MEDICAL: Task = Task {
 
 const SOURCE: Source = Source {
     hub: &["cais/mmlu"],
+    folders: &["mmlu", "hendrycks_test"],
     test: Split {
         name: "test",
         files: Files::FirstOf(&[&["**/*_test.csv"], &["all/test-*.parquet"]]),

@@ -24,6 +24,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "judged"],
     source: Source {
         hub: &["HuggingFaceH4/mt_bench_prompts"],
+        folders: &["mtbench"],
         test: split(
             "test",
             Files::FirstOf(&[

@@ -15,6 +15,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "finance", "finance-held-out"],
     source: Source {
         hub: &["oliverwang15/news_with_gpt_instructions"],
+        folders: &["fingpt_sources"],
         test: split(
             "test",
             FirstOf(&[

@@ -17,7 +17,7 @@ pub(super) static VICUNA: Task = Task {
     prompt: "OpenFedLLM: temperature 0.7, FastChat's judge prompt single-v1 at temperature 0.2",
     suites: &["paper", "judged"],
     source: Source {
-        hub: &[],
+        folders: &["vicuna", "vicuna_bench"],
         test: split(
             "test",
             Files::FirstOf(&[
@@ -72,7 +72,7 @@ const fn fed(name: &'static str, about: &'static str, files: Files, licence: &'s
         prompt: "FedLLM-Bench GPT4-refer: temperature 0.7, its judge prompt at temperature 0.2",
         suites: &["judged"],
         source: Source {
-            hub: &[],
+            folders: &["fedllm_bench"],
             test: split("test", files),
             read_as: ReadAs {
                 object: JsonObject::OfRows,

@@ -11,6 +11,7 @@ pub(super) static TASK: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["allenai/openbookqa", "openbookqa"],
+        folders: &["commonsense_llm_adapters"],
         test: split(
             "test",
             FirstOf(&[

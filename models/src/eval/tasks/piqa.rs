@@ -12,6 +12,7 @@ pub(super) static TASK: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["baber/piqa", "ybisk/piqa", "piqa"],
+        folders: &["commonsense_llm_adapters"],
         test: split(
             "validation",
             FirstOf(&[

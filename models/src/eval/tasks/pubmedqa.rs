@@ -13,6 +13,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "medical"],
     source: Source {
         hub: &["bigbio/pubmed_qa", "qiaojin/PubMedQA"],
+        folders: &[],
         test: split(
             "test",
             FirstOf(&[

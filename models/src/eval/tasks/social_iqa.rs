@@ -12,6 +12,7 @@ pub(super) static TASK: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["lighteval/siqa", "allenai/social_i_qa"],
+        folders: &["social_i_qa", "commonsense_llm_adapters"],
         test: split(
             "validation",
             FirstOf(&[

@@ -16,6 +16,7 @@ pub(super) static TASK: Task = Task {
     suites: &["paper", "finance", "finance-held-out"],
     source: Source {
         hub: &["zeroshot/twitter-financial-news-sentiment"],
+        folders: &["fingpt_sources"],
         test: split(
             "validation",
             FirstOf(&[&["**/sent_valid.csv"], &["data/validation-*.parquet"]]),

@@ -15,6 +15,7 @@ const PROMPT: &str =
 
 const SOURCE: Source = Source {
     hub: &["truthfulqa/truthful_qa", "truthful_qa"],
+    folders: &["truthfulqa"],
     test: split(
         "validation",
         FirstOf(&[

@@ -13,6 +13,7 @@ pub(super) static TASK: Task = Task {
     about: "2,000 pairs of answers that GPT-4 rated",
     source: Source {
         hub: &["HuggingFaceH4/ultrafeedback_binarized"],
+        folders: &["derived"],
         test: split(
             "test_prefs",
             FirstOf(&[

@@ -12,6 +12,7 @@ pub(super) static TASK: Task = Task {
     suites: &["commonsense"],
     source: Source {
         hub: &["allenai/winogrande", "winogrande"],
+        folders: &["commonsense_llm_adapters"],
         test: split(
             "validation",
             FirstOf(&[
