@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod api;
+mod evaluate;
 mod export;
 mod init;
 mod invite;
@@ -90,6 +91,8 @@ enum Command {
     Serve(serve::Args),
     /// Run an experiment of virtual clients: any algorithm on any split, reproducibly.
     Simulate(Box<simulate::Args>),
+    /// Compare a model and adapters on the field's benchmarks.
+    Evaluate(Box<evaluate::Args>),
     /// Let one client in: prints a one-time join token.
     Invite(invite::Args),
     /// Show rounds, clients, losses and bytes.
@@ -119,8 +122,19 @@ pub(crate) struct Global {
 impl Global {
     /// Shows downloads on standard error, if somebody looks.
     pub(crate) fn progress(&self) -> Box<dyn fedllm_client::Progress> {
+        self.bars("{msg:24} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec:>12}")
+    }
+
+    /// Shows how many things are done on standard error, if somebody looks.
+    pub(crate) fn counting(&self) -> Box<dyn fedllm_client::Progress> {
+        self.bars("{msg:32} [{bar:30}] {pos}/{len} {eta:>6} left")
+    }
+
+    fn bars(&self, template: &'static str) -> Box<dyn fedllm_client::Progress> {
         match !self.quiet && std::io::stderr().is_terminal() {
-            true => Box::new(fedllm_client::Bars::new(bar)),
+            true => Box::new(fedllm_client::Bars::new(|len, what: &str| {
+                bar(template, len, what)
+            })),
             false => Box::new(fedllm_client::Silent),
         }
     }
@@ -139,6 +153,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Init(args) => init::run(args),
         Command::Serve(args) => serve::run(args, &global),
         Command::Simulate(args) => simulate::run(*args, &global),
+        Command::Evaluate(args) => evaluate::run(*args, &global),
         Command::Invite(args) => invite::run(args),
         Command::Status(args) => status::run(args),
         Command::Aggregate(args) => aggregate::run(args),
@@ -186,12 +201,11 @@ fn start_logging(format: LogFormat, terse: bool) {
     }
 }
 
-fn bar(bytes: u64, what: &str) -> indicatif::ProgressBar {
-    let bar = match bytes {
+fn bar(template: &str, len: u64, what: &str) -> indicatif::ProgressBar {
+    let bar = match len {
         0 => indicatif::ProgressBar::new_spinner(),
-        bytes => indicatif::ProgressBar::new(bytes),
+        len => indicatif::ProgressBar::new(len),
     };
-    let template = "{msg:24} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec:>12}";
     if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

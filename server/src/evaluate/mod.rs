@@ -1,11 +1,34 @@
 //! Measures models: what they lose on held-out rows, and how they do on the field's benchmarks.
+//!
+//! An evaluation does one task after another: it reads the task's rows, puts each question to the
+//! base and to every adapter, keeps replies as they come so that none is asked for twice, grades
+//! them, and makes figures of grades. The [`Report`] is what that came to.
 
+mod asked;
+mod choice;
+mod data;
+mod figures;
+mod grades;
 mod held_out;
+mod means;
 mod report;
+mod run;
+mod store;
+mod systems;
+mod table;
+#[cfg(test)]
+mod testing;
 
 pub use report::{
     AdapterFacts, DataFile, FORMAT, MeanReport, MetricReport, Model, Outcome, Paired, Part, Report,
-    Settings, System, TaskReport, UsedFor,
+    Settings, System, TaskReport, Test, UsedFor,
 };
 
+pub(crate) use asked::Templates;
+pub(crate) use choice::Selection;
+pub(crate) use data::Data;
+pub(crate) use grades::{Graders, Refusal};
 pub(crate) use held_out::{mean_and_error, score_pairs, score_rows};
+pub(crate) use means::{means, ranks};
+pub(crate) use run::{EvaluateError, Evaluation, Options, RowLog, check_data};
+pub(crate) use systems::{BASE, Named, System as AdapterSystem, SystemError, read as read_systems};

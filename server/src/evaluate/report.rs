@@ -4,11 +4,11 @@
 
 use std::path::PathBuf;
 
-use fedllm_models::eval::{Prompts, Scale};
-use fedllm_shared::Digest;
+use fedllm_models::eval::{Grader, Prompts, Scale, Task};
+use fedllm_shared::{Digest, Estimate};
 use serde::{Deserialize, Serialize};
 
-use crate::simulate::Estimate;
+use super::grades::Refusal;
 
 /// The version of the format; changes of it that old readers misunderstand have another.
 pub const FORMAT: u32 = 1;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub prompts: Prompts,
     /// The template around prompts that are to be answered in writing.
     pub template: String,
+    /// The template around conversations.
+    pub conversation: String,
     /// Examples before each question, if not as many as the task says.
     pub shots: Option<usize>,
     /// What chose the examples at random; without it they are the first of their split.
@@ -166,6 +168,8 @@ pub enum UsedFor {
     Questions,
     /// Its rows are examples.
     Examples,
+    /// Its rows say more about those that are asked.
+    References,
 }
 
 /// A metric of a task.
@@ -197,7 +201,7 @@ pub struct Part {
 }
 
 /// Two systems on the same rows.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// The number of a system.
     pub system: usize,
@@ -208,8 +212,20 @@ pub struct Paired {
     /// How likely a difference of this size or more is between equally good systems; none if the
     /// rows cannot say.
     pub p_value: Option<f64>,
-    /// The test.
-    pub test: String,
+    /// Where the p-value comes from.
+    pub test: Test,
+}
+
+/// A test of systems against each other on the same rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Test {
+    /// McNemar's, exact.
+    McNemar,
+    /// The normal distribution of the mean difference.
+    Normal,
+    /// Rows drawn again.
+    Bootstrap,
 }
 
 /// A mean over tasks.
@@ -225,7 +241,37 @@ pub struct MeanReport {
     pub values: Vec<Estimate>,
 }
 
+impl Outcome {
+    /// A task that cannot be graded.
+    pub(super) fn refused(task: &Task, refusal: Refusal) -> Self {
+        let Refusal { reason, hint } = refusal;
+        match task.grader {
+            Grader::Program(_) => Self::NeedsCodeExecution { reason, hint },
+            _ => Self::NeedsJudge { reason, hint },
+        }
+    }
+}
+
 impl TaskReport {
+    /// A task that nothing is known of yet.
+    pub(super) fn new(task: &Task, prompts: Prompts) -> Self {
+        Self {
+            name: task.name.to_owned(),
+            about: task.about.to_owned(),
+            prompt: task.prompt.to_owned(),
+            reference: match prompts {
+                Prompts::Sound => None,
+                Prompts::Reference => task.reference.map(str::to_owned),
+            },
+            outcome: Outcome::Done,
+            files: Vec::new(),
+            bad_rows: 0,
+            rows: 0,
+            shots: 0,
+            metrics: Vec::new(),
+        }
+    }
+
     /// The metric that systems are compared by; none if the task was not done.
     pub fn main(&self) -> Option<&MetricReport> {
         self.metrics.first()

@@ -16,8 +16,8 @@ mod report;
 mod run;
 mod seed;
 mod split;
-mod table;
-mod text;
+pub(crate) mod table;
+pub(crate) mod text;
 mod tfevents;
 mod virtual_client;
 

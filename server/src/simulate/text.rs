@@ -1,7 +1,7 @@
 //! Figures and names as people read them, and tables of them for a terminal.
 
 /// A number with its thousands apart: `12,345`.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -14,7 +14,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// A share as a whole percentage: `8%`, and `<1%` rather than a `0%` that is not nothing.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     match share * 100.0 {
         small if small > 0.0 && small < 1.0 => "<1%".into(),
         percent => format!("{percent:.0}%"),
@@ -23,7 +23,7 @@ pub(super) fn percent(share: f64) -> String {
 
 /// A mean and its standard error, to two digits of the error: `1.234 ± 0.012`. Without an error, or
 /// with one of 0, the mean has four digits. There are six decimals at most.
-pub(super) fn estimate(mean: f64, error: Option<f64>) -> String {
+pub(crate) fn estimate(mean: f64, error: Option<f64>) -> String {
     let decimals = |digits: i32, number: f64| {
         let leading = number.abs().log10().floor().clamp(-300.0, 300.0) as i32;
         (digits - 1 - leading).clamp(0, 6) as usize
@@ -43,7 +43,7 @@ pub(super) fn estimate(mean: f64, error: Option<f64>) -> String {
 
 /// A name from a data set, safe in a terminal: no control or direction characters, and at most
 /// `width` characters.
-pub(super) fn printable(name: &str, width: usize) -> String {
+pub(crate) fn printable(name: &str, width: usize) -> String {
     let clean = |character: char| match character {
         '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
         character if character.is_control() => '\u{fffd}',
@@ -58,7 +58,7 @@ pub(super) fn printable(name: &str, width: usize) -> String {
 
 /// Rows of cells in columns two spaces apart. `columns` has `<` for each column that starts at its
 /// left, and `>` for each that ends at its right.
-pub(super) fn aligned(columns: &str, rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(columns: &str, rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let widths = rows.iter().filter_map(|row| row.get(column));
         widths.map(|cell| cell.chars().count()).max().unwrap_or(0)

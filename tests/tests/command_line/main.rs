@@ -9,6 +9,7 @@ mod aggregate;
 mod api;
 mod bench;
 mod data;
+mod evaluate;
 mod federation;
 mod help;
 mod models;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use render::summary_table;
+pub(crate) use render::{markdown, quoted};
 
 use super::metrics::RunSummary;
 

@@ -47,16 +47,7 @@ pub fn summary_table(summary: &RunSummary) -> String {
 impl SweepTable {
     /// The table as Markdown.
     pub fn markdown(&self) -> String {
-        let escape = |cell: &String| printable(cell, usize::MAX).replace('|', "\\|");
-        let mut text = String::new();
-        for (index, line) in self.lines().iter().enumerate() {
-            let cells: Vec<String> = line.iter().map(escape).collect();
-            text.push_str(&format!("| {} |\n", cells.join(" | ")));
-            if index == 0 {
-                text.push_str(&format!("|{}\n", " --- |".repeat(line.len())));
-            }
-        }
-        text
+        markdown(&self.lines())
     }
 
     /// The table as CSV: each metric's mean, standard error and number of runs, unrounded.
@@ -148,8 +139,22 @@ fn cell(value: &Estimate, runs: usize, sign: &str) -> String {
     text
 }
 
+/// Lines of cells, the header first, as a table of Markdown.
+pub(crate) fn markdown(lines: &[Vec<String>]) -> String {
+    let escape = |cell: &String| printable(cell, usize::MAX).replace('|', "\\|");
+    let mut text = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let cells: Vec<String> = line.iter().map(escape).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        if index == 0 {
+            text.push_str(&format!("|{}\n", " --- |".repeat(line.len())));
+        }
+    }
+    text
+}
+
 /// A cell of CSV, in quotes where RFC 4180 wants them.
-fn quoted(cell: &str) -> String {
+pub(crate) fn quoted(cell: &str) -> String {
     if cell.contains(['"', ',', '\n', '\r']) {
         format!("\"{}\"", cell.replace('"', "\"\""))
     } else {

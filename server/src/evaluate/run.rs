@@ -1,0 +1,444 @@
+//! An evaluation from data to report.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use fedllm_client::{Base, Progress, StopFlag};
+use fedllm_models::eval::{Engine, Grade, Item, Prompts, Reply, Task};
+use fedllm_models::lora::LoraError;
+use fedllm_models::{CausalLm, Lora};
+use fedllm_shared::Digest;
+use serde::Serialize;
+use thiserror::Error;
+
+use super::asked::{AskError, Asked, Templates, ask};
+use super::choice::{Examples, Selection};
+use super::data::{self, Data, DataError, Rows};
+use super::figures::Graded;
+use super::grades::{Fault, Graders, Replied};
+use super::report::{Outcome, TaskReport};
+use super::store::{Store, StoreError};
+use super::systems::{BASE, System};
+
+/// Questions that an engine gets at once: enough to share beginnings and to fill batches.
+const AT_ONCE: usize = 256;
+
+/// How questions are put, and of what data.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// Where data may be.
+    pub(crate) data: Vec<Data>,
+    /// Whether rows that cannot be used are left out.
+    pub(crate) skip_bad_rows: bool,
+    /// Whose prompts.
+    pub(crate) prompts: Prompts,
+    /// Which rows.
+    pub(crate) selection: Selection,
+    /// How many examples, if not as many as the task says.
+    pub(crate) shots: Option<usize>,
+    /// What chooses them.
+    pub(crate) shot_seed: Option<u64>,
+    /// Tokens of a text at most.
+    pub(crate) context: usize,
+}
+
+impl Options {
+    /// The rows of a task.
+    fn rows(&self, task: &'static Task) -> Result<Rows, DataError> {
+        let shown = self.shots.unwrap_or(task.shots.count);
+        data::rows(task, &self.data, self.prompts, self.skip_bad_rows, shown)
+    }
+}
+
+/// Everything that an evaluation works with.
+pub(crate) struct Evaluation<'a> {
+    /// The base's tokenizer and templates.
+    pub(crate) base: &'a Base,
+    /// The base, loaded.
+    pub(crate) model: &'a CausalLm,
+    /// Names the base as it is loaded: its weights, their precision and its tokenizer.
+    pub(crate) digest: Digest,
+    /// The adapters.
+    pub(crate) adapters: &'a [System],
+    /// How questions are written.
+    pub(crate) templates: &'a Templates<'a>,
+    /// What grades replies.
+    pub(crate) graders: Graders<'a>,
+    /// How questions are put.
+    pub(crate) options: &'a Options,
+    /// Where replies are kept.
+    pub(crate) out: &'a Path,
+    /// Asks for an early end.
+    pub(crate) stop: &'a StopFlag,
+    /// Hears how it goes, in questions.
+    pub(crate) progress: &'a dyn Progress,
+}
+
+/// Why an evaluation ended early.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub(crate) enum EvaluateError {
+    /// Its data is damaged.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A question cannot be put.
+    #[error("{task}: {error}")]
+    Ask {
+        /// The task.
+        task: &'static str,
+        /// Why.
+        error: AskError,
+    },
+    /// Replies cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An adapter does not fit the model.
+    #[error(transparent)]
+    Adapter(#[from] LoraError),
+    /// Replies cannot be graded.
+    #[error("{task}: the replies of {system} cannot be graded: {error}")]
+    Grade {
+        /// The task.
+        task: &'static str,
+        /// Whose replies.
+        system: String,
+        /// Why.
+        error: Fault,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It was asked to end.
+    #[error("stopped; {}", .known)]
+    Stopped {
+        /// How far it came.
+        known: String,
+    },
+}
+
+/// One line of `rows.jsonl`.
+#[derive(Serialize)]
+struct RowLine<'a> {
+    task: &'a str,
+    system: &'a str,
+    id: &'a str,
+    cluster: Option<&'a str>,
+    /// Names the text that was asked, whoever was asked.
+    asked: Digest,
+    reply: &'a Reply,
+    #[serde(flatten)]
+    grade: &'a Grade,
+}
+
+impl Evaluation<'_> {
+    /// Does a task with every system. `rows` is told each row.
+    pub(crate) fn task(
+        &self,
+        task: &'static Task,
+        rows: Option<&mut RowLog>,
+    ) -> Result<TaskReport, EvaluateError> {
+        let mut report = TaskReport::new(task, self.options.prompts);
+        let Rows {
+            questions: all,
+            examples,
+            files,
+            bad,
+        } = match self.options.rows(task) {
+            Ok(rows) => rows,
+            Err(error @ DataError::Missing { .. }) => {
+                report.outcome = missing(task, &error);
+                return Ok(report);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for row in &bad {
+            tracing::warn!(task = task.name, "{row}");
+        }
+        (report.files, report.bad_rows) = (files, bad.len());
+        let questions = self.options.selection.of(task, &all);
+        if let Err(refusal) = self.graders.ready(task, &questions) {
+            report.outcome = Outcome::refused(task, refusal);
+            return Ok(report);
+        }
+        let (count, seed) = (self.options.shots, self.options.shot_seed);
+        let examples = Examples::new(task, &examples, &all, count, seed);
+        (report.rows, report.shots) = (questions.len(), examples.count());
+
+        let (mut replies, mut grades) = (Vec::new(), Vec::new());
+        for system in 0..=self.adapters.len() {
+            let own = self.replies(task, &questions, &examples, system)?;
+            grades.push(self.grade(task, &questions, system, &own, replies.first())?);
+            replies.push(own);
+        }
+        if let Some(log) = rows {
+            self.log_rows(log, task, &questions, &examples, &replies, &grades)?;
+        }
+        let graded = Graded {
+            task,
+            questions: &questions,
+            replies: &replies,
+            grades: &grades,
+            seed: self.options.selection.seed,
+        };
+        report.metrics = graded.metrics();
+        Ok(report)
+    }
+
+    fn name(&self, system: usize) -> &str {
+        match system {
+            0 => BASE,
+            adapter => &self.adapters[adapter - 1].name,
+        }
+    }
+
+    /// Names a system with all that its replies depend on.
+    fn system_digest(&self, system: usize) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("fedllm 1 evaluated system");
+        hasher.update(&self.digest.0);
+        hasher.update(&(self.options.context as u64).to_le_bytes());
+        if let Some(adapter) = system.checked_sub(1) {
+            hasher.update(&self.adapters[adapter].digest().0);
+        }
+        Digest(hasher.finalize().into())
+    }
+
+    /// What a system replies to each question: what is known already, and the rest asked.
+    fn replies(
+        &self,
+        task: &'static Task,
+        questions: &[Item],
+        examples: &Examples<'_>,
+        system: usize,
+    ) -> Result<Vec<Reply>, EvaluateError> {
+        let name = self.name(system);
+        let path = self.out.join("replies").join(task.name);
+        let mut store: Store<Reply> = Store::open(path.join(format!("{name}.jsonl")))?;
+        let digest = self.system_digest(system);
+        let lora = match system.checked_sub(1).map(|index| &self.adapters[index]) {
+            None => None,
+            Some(system) => Some(Lora::new(
+                self.model.config(),
+                &system.spec,
+                &system.adapter,
+                self.model.device(),
+            )?),
+        };
+        let engine = Engine::new(
+            self.model,
+            self.base.tokenizer(),
+            lora.as_ref(),
+            self.options.context,
+        );
+        let mut asking = Asking {
+            task,
+            engine,
+            evaluation: self,
+            store: &mut store,
+            pending: Vec::new(),
+            keys: HashSet::new(),
+            known: 0,
+        };
+        let what = format!("{} {name}", task.name);
+        self.progress.begin(&what, questions.len() as u64);
+        let mut keys = Vec::with_capacity(questions.len());
+        for item in questions {
+            let asked = self.asked(task, item, examples)?;
+            let key = asked.key(&digest);
+            keys.push(key);
+            asking.add(key, &item.id, asked)?;
+        }
+        asking.flush()?;
+        self.progress.end();
+        // Every key is there: it was, or was asked.
+        Ok(keys
+            .iter()
+            .filter_map(|key| store.get(key))
+            .cloned()
+            .collect())
+    }
+
+    fn asked(
+        &self,
+        task: &'static Task,
+        item: &Item,
+        examples: &Examples<'_>,
+    ) -> Result<Asked, EvaluateError> {
+        let asked = Asked::new(item, &examples.before(item), self.templates);
+        asked.map_err(|error| EvaluateError::Ask {
+            task: task.name,
+            error,
+        })
+    }
+
+    fn grade(
+        &self,
+        task: &'static Task,
+        questions: &[Item],
+        system: usize,
+        replies: &[Reply],
+        base: Option<&Vec<Reply>>,
+    ) -> Result<Vec<Grade>, EvaluateError> {
+        let name = self.name(system);
+        let what = format!("{} {name} grades", task.name);
+        self.progress.begin(&what, questions.len() as u64);
+        let replied = Replied {
+            task,
+            questions,
+            replies,
+            base: base.map(Vec::as_slice),
+        };
+        let done = |done: usize| self.progress.at(done as u64);
+        let grades = self.graders.grade(replied, &done);
+        self.progress.end();
+        grades.map_err(|error| EvaluateError::Grade {
+            task: task.name,
+            system: name.to_owned(),
+            error,
+        })
+    }
+
+    fn log_rows(
+        &self,
+        log: &mut RowLog,
+        task: &'static Task,
+        questions: &[Item],
+        examples: &Examples<'_>,
+        replies: &[Vec<Reply>],
+        grades: &[Vec<Grade>],
+    ) -> Result<(), EvaluateError> {
+        for (system, (replies, grades)) in replies.iter().zip(grades).enumerate() {
+            for ((item, reply), grade) in questions.iter().zip(replies).zip(grades) {
+                let asked = self.asked(task, item, examples)?;
+                log.put(&RowLine {
+                    task: task.name,
+                    system: self.name(system),
+                    id: &item.id,
+                    cluster: item.cluster.as_deref(),
+                    asked: asked.key(&Digest::default()),
+                    reply,
+                    grade,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Questions whose replies are not known yet, until there are enough of them.
+struct Asking<'a, 'b> {
+    task: &'static Task,
+    engine: Engine<'a>,
+    evaluation: &'a Evaluation<'a>,
+    store: &'b mut Store<Reply>,
+    pending: Vec<(Digest, String, Asked)>,
+    /// Those of all that were pending: a data set may ask the same twice.
+    keys: HashSet<Digest>,
+    /// Questions that are done.
+    known: u64,
+}
+
+impl Asking<'_, '_> {
+    fn add(&mut self, key: Digest, id: &str, asked: Asked) -> Result<(), EvaluateError> {
+        if self.store.get(&key).is_some() || !self.keys.insert(key) {
+            self.known += 1;
+            self.evaluation.progress.at(self.known);
+            return Ok(());
+        }
+        self.pending.push((key, id.to_owned(), asked));
+        match self.pending.len() {
+            AT_ONCE => self.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), EvaluateError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        if self.evaluation.stop.is_stopped() {
+            let known = format!("{} has {} replies so far", self.task.name, self.known);
+            return Err(EvaluateError::Stopped { known });
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let asked: Vec<(&str, &Asked)> = pending
+            .iter()
+            .map(|(_, id, asked)| (id.as_str(), asked))
+            .collect();
+        let mut kept = Ok(());
+        let (store, known) = (&mut *self.store, &mut self.known);
+        let evaluation = self.evaluation;
+        let answered = ask(&self.engine, evaluation.templates, &asked, |i, reply| {
+            if kept.is_ok() {
+                kept = store.put(pending[i].0, &pending[i].1, reply);
+            }
+            *known += 1;
+            evaluation.progress.at(*known);
+        });
+        kept?;
+        answered.map_err(|error| EvaluateError::Ask {
+            task: self.task.name,
+            error,
+        })
+    }
+}
+
+/// The file of rows, for comparing scores row by row with other programs'.
+pub(crate) struct RowLog {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl RowLog {
+    /// Begins the file anew.
+    pub(crate) fn create(path: PathBuf) -> Result<Self, EvaluateError> {
+        match File::create(&path) {
+            Ok(file) => Ok(Self {
+                path,
+                file: BufWriter::new(file),
+            }),
+            Err(error) => Err(EvaluateError::Write { path, error }),
+        }
+    }
+
+    fn put(&mut self, line: &RowLine<'_>) -> Result<(), EvaluateError> {
+        let written = serde_json::to_writer(&mut self.file, line).map_err(io::Error::from);
+        self.written(written)?;
+        let written = self.file.write_all(b"\n");
+        self.written(written)
+    }
+
+    /// Writes what is still in memory.
+    pub(crate) fn finish(mut self) -> Result<(), EvaluateError> {
+        let written = self.file.flush();
+        self.written(written)
+    }
+
+    fn written(&self, written: io::Result<()>) -> Result<(), EvaluateError> {
+        written.map_err(|error| EvaluateError::Write {
+            path: self.path.clone(),
+            error,
+        })
+    }
+}
+
+/// Sees that a task's data can be read, if it is here.
+pub(crate) fn check_data(task: &'static Task, options: &Options) -> Result<(), EvaluateError> {
+    match options.rows(task) {
+        Ok(_) | Err(DataError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn missing(task: &Task, error: &DataError) -> Outcome {
+    Outcome::MissingData {
+        reason: error.to_string(),
+        hint: data::hint(task),
+    }
+}
