@@ -12,6 +12,7 @@ pub mod cli;
 pub mod evaluate;
 mod folder;
 mod host;
+mod judge;
 mod net;
 mod offline;
 mod operator;
@@ -31,6 +32,10 @@ pub use aggregate::{
 pub use base::{Base, BaseError};
 pub use folder::{Folder, FolderError, InitOptions};
 pub use host::HostError;
+pub use judge::{
+    Estimate as JudgeEstimate, Judge, JudgeConfig, JudgeError, Judged, Price, PriceError, Secret,
+    Usage as JudgeUsage,
+};
 pub use net::EndpointError;
 pub use offline::{OfflineError, OfflineReport, OfflineRound, TensorError, Tensors};
 pub use operator::{Invited, OperatorError, Revoked};
