@@ -18,6 +18,7 @@ mod offline;
 mod operator;
 mod pki;
 mod record;
+mod report;
 mod server;
 pub mod simulate;
 mod store;

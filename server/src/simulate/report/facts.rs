@@ -1,7 +1,7 @@
 //! What a run came to, in a few words.
 
-use super::html::{bytes, duration, percent_of};
-use super::page::Fact;
+use crate::report::html::{bytes, duration, percent_of};
+use crate::report::page::Fact;
 use crate::simulate::metrics::{Evaluation, RunSummary};
 use crate::simulate::split::SplitTable;
 use crate::simulate::text::{estimate, grouped};

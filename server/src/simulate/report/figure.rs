@@ -1,20 +1,13 @@
-//! A figure: something drawn, with what is to be said of it.
+//! What figures of simulations draw.
 
-use super::dots::{self, Dot};
-use super::html::escape;
 use super::owners;
 use super::plot::Plot;
+use crate::report::dots::{self, Dot};
+use crate::report::figure::{self, Draw};
 use crate::simulate::split::SplitTable;
 
-/// A figure of a page.
-pub(super) struct Figure<'a> {
-    /// What it shows.
-    pub(super) title: String,
-    /// How to read it.
-    pub(super) caption: String,
-    /// What is drawn.
-    pub(super) drawing: Drawing<'a>,
-}
+/// A figure of a simulation's page.
+pub(super) type Figure<'a> = figure::Figure<Drawing<'a>>;
 
 /// What a figure draws.
 pub(super) enum Drawing<'a> {
@@ -26,21 +19,19 @@ pub(super) enum Drawing<'a> {
     Owners(&'a SplitTable),
 }
 
-impl Figure<'_> {
-    /// The figure, unless it has nothing to show. `id` is its number in the page.
-    pub(super) fn html(&self, id: usize) -> Option<String> {
-        let svg = match &self.drawing {
-            Drawing::Plot(plot) => plot.svg(id, &self.title),
-            Drawing::Dots(unit, dots) => dots::svg(id, &self.title, unit, dots),
-            Drawing::Owners(split) => owners::svg(id, &self.title, split),
-        }?;
-        let (title, caption) = (escape(&self.title), escape(&self.caption));
-        let class = match &self.drawing {
-            Drawing::Owners(split) if owners::is_wide(split) => " class=\"wide\"",
-            _ => "",
-        };
-        Some(format!(
-            "<figure{class}><h3>{title}</h3>\n{svg}<figcaption>{caption}</figcaption></figure>\n"
-        ))
+impl Draw for Drawing<'_> {
+    fn svg(&self, id: usize, title: &str) -> Option<String> {
+        match self {
+            Drawing::Plot(plot) => plot.svg(id, title),
+            Drawing::Dots(unit, dots) => dots::svg(id, title, unit, dots),
+            Drawing::Owners(split) => owners::svg(id, title, split),
+        }
+    }
+
+    fn is_wide(&self) -> bool {
+        match self {
+            Drawing::Owners(split) => owners::is_wide(split),
+            _ => false,
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The figures of updates and costs: which lines they have, and what is said of them.
 
 use super::figure::{Drawing, Figure};
-use super::html::{byte_unit, percent_of, time_unit};
 use super::plot::{Line, Plot, Point};
+use crate::report::html::{byte_unit, percent_of, time_unit};
 use crate::simulate::metrics::RoundMetrics;
 
 /// What updates are like.

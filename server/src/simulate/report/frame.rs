@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::plot::Point;
-use super::scale::Scale;
-use super::svg::{STYLES, mark};
+use crate::report::scale::Scale;
+use crate::report::svg::{STYLES, mark};
 
 /// Points up to which each has an error bar of its own; along more there is a band.
 const BARS: usize = 12;

@@ -7,7 +7,7 @@ use fedllm_shared::Mean;
 use super::figure::{Drawing, Figure};
 use super::figures::{line, point, simple};
 use super::plot::{Line, Plot, Point};
-use super::svg::STYLES;
+use crate::report::svg::STYLES;
 use crate::simulate::metrics::{Evaluation, PreferenceRound, RoundMetrics, RunSummary};
 
 /// Clients that have a line of their own.

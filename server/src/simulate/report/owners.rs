@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::html::{escape, name};
-use super::scale::Scale;
-use super::svg::{CHARACTER, WIDTH, open};
+use crate::report::html::{escape, name};
+use crate::report::scale::Scale;
+use crate::report::svg::{CHARACTER, WIDTH, open};
 use crate::simulate::split::{OwnerShare, SplitTable};
 use crate::simulate::text::{percent, printable};
 

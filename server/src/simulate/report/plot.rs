@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::frame::Frame;
-use super::html::{escape, power_of_ten};
-use super::scale::{Scale, extent};
-use super::svg::{CHARACTER, STYLES, WIDTH, mark, open};
+use crate::report::html::{escape, power_of_ten};
+use crate::report::scale::{Scale, extent};
+use crate::report::svg::{CHARACTER, STYLES, WIDTH, legend, open};
 use crate::simulate::text::estimate;
 
 /// The height of a line plot without its legend.
@@ -66,7 +66,9 @@ impl Plot {
             .map(|(name, points)| (name.as_str(), scaled(points)))
             .collect();
 
-        let (legend, legend_height) = self.legend();
+        let names: Vec<&str> = self.lines.iter().map(|line| line.name.as_str()).collect();
+        let faint_name = (!self.faint.is_empty()).then_some(self.faint_name.as_str());
+        let (legend, legend_height) = legend(&names, faint_name);
         let frame = self.frame(&lines, &faint, legend_height)?;
         let unit = match exponent {
             0 => escape(&self.unit),
@@ -174,47 +176,6 @@ impl Plot {
             x: Scale::whole(first.min(1.0), last, 10),
             y,
         })
-    }
-
-    /// The legend, and its height. Nothing needs none: a single line is what the title says.
-    fn legend(&self) -> (String, f64) {
-        let mut svg = String::new();
-        let mut names: Vec<&str> = self.lines.iter().map(|line| line.name.as_str()).collect();
-        let background = !self.faint.is_empty();
-        if background {
-            names.push(&self.faint_name);
-        } else if names.len() < 2 {
-            return (svg, 0.0);
-        }
-        let (mut x, mut y) = (0.0, 30.0);
-        for (index, name) in names.iter().enumerate() {
-            let width = 44.0 + name.chars().count() as f64 * CHARACTER;
-            if x > 0.0 && x + width > WIDTH {
-                (x, y) = (0.0, y + 18.0);
-            }
-            let faint = background && index + 1 == names.len();
-            let class = if faint {
-                "c".into()
-            } else {
-                format!("s{}", index % STYLES + 1)
-            };
-            let _ = write!(
-                svg,
-                "<path class=\"{class}\" d=\"M{x:.1} {:.1}h28\"/>",
-                y - 4.0
-            );
-            if !faint {
-                svg.push_str(&mark(index % STYLES, x + 14.0, y - 4.0));
-            }
-            let _ = writeln!(
-                svg,
-                "<text x=\"{:.1}\" y=\"{y:.1}\">{}</text>",
-                x + 34.0,
-                escape(name)
-            );
-            x += width + 14.0;
-        }
-        (svg, y - 12.0)
     }
 }
 

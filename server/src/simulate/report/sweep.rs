@@ -2,10 +2,10 @@
 
 use fedllm_shared::Estimate;
 
-use super::dots::Dot;
 use super::figure::{Drawing, Figure};
-use super::html::{escape, table};
-use super::page::Page;
+use crate::report::dots::Dot;
+use crate::report::html::{escape, table};
+use crate::report::page::Page;
 use crate::simulate::table::SweepTable;
 use crate::simulate::text::grouped;
 

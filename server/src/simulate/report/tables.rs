@@ -1,6 +1,6 @@
 //! The figures of a run in tables.
 
-use super::html::{bytes, duration, name, table};
+use crate::report::html::{bytes, duration, name, table};
 use crate::simulate::metrics::{Evaluation, RoundMetrics, RunSummary};
 use crate::simulate::text::{estimate, grouped};
 

@@ -1,13 +1,13 @@
 //! The frame of a page: one file that needs no other, and no script.
 
-use super::figure::Figure;
+use super::figure::{Draw, Figure};
 use super::html::escape;
 
 /// A fact: a term, a value, and a remark, which may be empty. All are text.
-pub(super) type Fact = (&'static str, String, String);
+pub(crate) type Fact = (&'static str, String, String);
 
 /// A page in the making.
-pub(super) struct Page {
+pub(crate) struct Page {
     title: String,
     body: String,
     figures: usize,
@@ -15,7 +15,7 @@ pub(super) struct Page {
 
 impl Page {
     /// A page that begins with a title, and a sentence that says what it comes to. Both are text.
-    pub(super) fn new(kind: &str, title: &str, lead: &str) -> Self {
+    pub(crate) fn new(kind: &str, title: &str, lead: &str) -> Self {
         let title = escape(title);
         let (kind, lead) = (escape(kind), escape(lead));
         Self {
@@ -28,17 +28,17 @@ impl Page {
     }
 
     /// Adds HTML.
-    pub(super) fn push(&mut self, html: &str) {
+    pub(crate) fn push(&mut self, html: &str) {
         self.body.push_str(html);
     }
 
     /// Begins a section.
-    pub(super) fn section(&mut self, title: &str) {
+    pub(crate) fn section(&mut self, title: &str) {
         self.body.push_str(&format!("<h2>{}</h2>\n", escape(title)));
     }
 
     /// Adds facts.
-    pub(super) fn facts(&mut self, facts: &[Fact]) {
+    pub(crate) fn facts(&mut self, facts: &[Fact]) {
         self.body.push_str("<dl>\n");
         for (term, value, remark) in facts {
             let remark = match remark.as_str() {
@@ -55,7 +55,7 @@ impl Page {
     }
 
     /// Adds figures side by side, after some HTML. A figure with nothing to show is left out.
-    pub(super) fn figures(&mut self, before: &str, figures: &[Figure<'_>]) {
+    pub(crate) fn figures<D: Draw>(&mut self, before: &str, figures: &[Figure<D>]) {
         let mut drawn = before.to_owned();
         for figure in figures {
             if let Some(html) = figure.html(self.figures) {
@@ -68,7 +68,7 @@ impl Page {
     }
 
     /// The page.
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta \
              name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n\

@@ -2,23 +2,23 @@
 
 /// A range of values and the round numbers in it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     low: f64,
     high: f64,
     /// The values that are written at the axis, in rising order.
-    pub(super) ticks: Vec<f64>,
+    pub(crate) ticks: Vec<f64>,
     decimals: usize,
 }
 
 impl Scale {
     /// A scale from `low` to `high` with about `count` ticks. A range of nothing is widened.
-    pub(super) fn new(low: f64, high: f64, count: usize) -> Self {
+    pub(crate) fn new(low: f64, high: f64, count: usize) -> Self {
         let (low, high) = widened(low, high);
         Self::with_step(low, high, step(low, high, count))
     }
 
     /// A scale of whole numbers, as of rounds.
-    pub(super) fn whole(low: f64, high: f64, count: usize) -> Self {
+    pub(crate) fn whole(low: f64, high: f64, count: usize) -> Self {
         let (low, high) = if high > low {
             (low, high)
         } else {
@@ -41,12 +41,12 @@ impl Scale {
     }
 
     /// Where a value is: 0 at the low end, 1 at the high one.
-    pub(super) fn position(&self, value: f64) -> f64 {
+    pub(crate) fn position(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
 
     /// A tick as text.
-    pub(super) fn text(&self, tick: f64) -> String {
+    pub(crate) fn text(&self, tick: f64) -> String {
         format!("{tick:.0$}", self.decimals)
     }
 }
@@ -70,7 +70,7 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
 }
 
 /// The smallest and the largest of finite values.
-pub(super) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
+pub(crate) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     let finite = values.into_iter().filter(|value| value.is_finite());
     finite.fold(None, |range, value| {
         let (low, high) = range.unwrap_or((value, value));

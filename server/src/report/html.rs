@@ -6,7 +6,7 @@ use crate::simulate::text::{percent, printable};
 const NAME: usize = 24;
 
 /// Text as HTML: what would be markup is not, and control characters are gone.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -24,12 +24,12 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A name from a data set as HTML, short enough for a figure.
-pub(super) fn name(text: &str) -> String {
+pub(crate) fn name(text: &str) -> String {
     escape(&printable(text, NAME))
 }
 
 /// A table with a caption. Cells are HTML; all but those of the first column end at its right.
-pub(super) fn table(caption: &str, header: &[String], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(caption: &str, header: &[String], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         cells
             .iter()
@@ -55,7 +55,7 @@ pub(super) fn table(caption: &str, header: &[String], rows: &[Vec<String>]) -> S
 }
 
 /// Bytes in the unit that suits them: `1.23 MB`.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let (factor, unit) = byte_unit(bytes as f64);
     let value = bytes as f64 / factor;
     match unit {
@@ -67,7 +67,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// The unit that suits a number of bytes, and how many bytes it is.
-pub(super) fn byte_unit(bytes: f64) -> (f64, &'static str) {
+pub(crate) fn byte_unit(bytes: f64) -> (f64, &'static str) {
     match bytes {
         small if small < 1e3 => (1.0, "bytes"),
         kilo if kilo < 1e6 => (1e3, "kB"),
@@ -78,7 +78,7 @@ pub(super) fn byte_unit(bytes: f64) -> (f64, &'static str) {
 }
 
 /// A part of a whole as a percentage.
-pub(super) fn percent_of(part: f64, whole: f64) -> String {
+pub(crate) fn percent_of(part: f64, whole: f64) -> String {
     match part / whole {
         share if share.is_finite() => percent(share),
         _ => "–".into(),
@@ -86,7 +86,7 @@ pub(super) fn percent_of(part: f64, whole: f64) -> String {
 }
 
 /// A time in its two largest units: `2 h 5 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "–".into();
     }
@@ -101,7 +101,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// The unit that suits a time, and how many seconds it is.
-pub(super) fn time_unit(seconds: f64) -> (f64, &'static str) {
+pub(crate) fn time_unit(seconds: f64) -> (f64, &'static str) {
     match seconds {
         short if short < 300.0 => (1.0, "seconds"),
         medium if medium < 3.0 * 3600.0 => (60.0, "minutes"),
@@ -111,7 +111,7 @@ pub(super) fn time_unit(seconds: f64) -> (f64, &'static str) {
 }
 
 /// A power of ten: `10⁻⁴`.
-pub(super) fn power_of_ten(exponent: i32) -> String {
+pub(crate) fn power_of_ten(exponent: i32) -> String {
     let digits = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
     let raise = |character: char| match character.to_digit(10) {
         Some(digit) => digits[digit as usize],

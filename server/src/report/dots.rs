@@ -11,20 +11,20 @@ use crate::simulate::text::{estimate, printable};
 const ROW: f64 = 22.0;
 
 /// Rows that are drawn.
-pub(super) const ROWS: usize = 24;
+pub(crate) const ROWS: usize = 24;
 
 /// One value.
-pub(super) struct Dot {
+pub(crate) struct Dot {
     /// What it is of.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The value.
-    pub(super) value: f64,
+    pub(crate) value: f64,
     /// Its standard error, if it has one.
-    pub(super) error: Option<f64>,
+    pub(crate) error: Option<f64>,
 }
 
 /// The plot of the first [`ROWS`] values, unless none is finite. `id` is its number in the page.
-pub(super) fn svg(id: usize, title: &str, unit: &str, dots: &[Dot]) -> Option<String> {
+pub(crate) fn svg(id: usize, title: &str, unit: &str, dots: &[Dot]) -> Option<String> {
     let dots = &dots[..dots.len().min(ROWS)];
     let ends = dots.iter().flat_map(|dot| {
         let error = dot.error.filter(|error| error.is_finite()).unwrap_or(0.0);
