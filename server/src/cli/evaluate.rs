@@ -27,7 +27,7 @@ const CONTEXT: usize = 8192;
 ///
 /// Every task says which published prompt it follows. Replies are kept in DIR/replies as they come:
 /// a run that was stopped (or killed) goes on where it was, and a system that is added is asked
-/// alone. DIR has the figures as report.json, report.csv and report.md.
+/// alone. DIR has the figures as report.json, report.csv, report.md and report.html.
 #[derive(Debug, clap::Args)]
 #[command(
     mut_arg("model", |arg| arg.required(false).required_unless_present("list")),
@@ -354,6 +354,7 @@ fn write(out: &Path, report: &Report) -> anyhow::Result<()> {
         ("report.json", json),
         ("report.csv", report.csv()),
         ("report.md", report.markdown()),
+        ("report.html", report.html()),
     ];
     for (name, text) in written {
         let path = out.join(name);

@@ -10,6 +10,7 @@ mod data;
 mod figures;
 mod grades;
 mod held_out;
+mod html;
 mod means;
 mod report;
 mod run;

@@ -103,7 +103,7 @@ impl Report {
     }
 
     /// The header and the figures of all rows, as cells.
-    fn lines(&self) -> Vec<Vec<String>> {
+    pub(super) fn lines(&self) -> Vec<Vec<String>> {
         let mut header = ["task", "metric", "rows"].map(str::to_owned).to_vec();
         header.extend(self.systems.iter().map(|system| system.name.clone()));
         let adapters = self.systems.iter().skip(1);
@@ -137,7 +137,7 @@ impl Report {
         lines
     }
 
-    fn part_lines(&self, metric: &MetricReport) -> Vec<Vec<String>> {
+    pub(super) fn part_lines(&self, metric: &MetricReport) -> Vec<Vec<String>> {
         let mut header = ["part", "group", "rows"].map(str::to_owned).to_vec();
         header.extend(self.systems.iter().map(|system| system.name.clone()));
         let row = |part: &Part| {

@@ -133,6 +133,8 @@ fn systems_are_compared_and_a_run_goes_on_where_it_was() {
     );
     let csv = fs::read_to_string(lab.out("report.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + 2 * (1 + 2 + 2), "{csv}");
+    let page = fs::read_to_string(lab.out("report.html")).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
     let markdown = fs::read_to_string(lab.out("report.md")).unwrap();
     assert!(
         markdown.contains("| jurisprudence | humanities | 4 |"),
