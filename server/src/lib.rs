@@ -19,6 +19,7 @@ mod operator;
 mod pki;
 mod record;
 mod report;
+mod sandbox;
 mod server;
 pub mod simulate;
 mod store;
@@ -33,10 +34,6 @@ pub use aggregate::{
 pub use base::{Base, BaseError};
 pub use folder::{Folder, FolderError, InitOptions};
 pub use host::HostError;
-pub use judge::{
-    Estimate as JudgeEstimate, Judge, JudgeConfig, JudgeError, Judged, Price, PriceError, Secret,
-    Usage as JudgeUsage,
-};
 pub use net::EndpointError;
 pub use offline::{OfflineError, OfflineReport, OfflineRound, TensorError, Tensors};
 pub use operator::{Invited, OperatorError, Revoked};

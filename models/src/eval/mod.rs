@@ -20,6 +20,7 @@ mod tasks;
 mod testing;
 mod written;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -275,6 +276,31 @@ pub enum Language {
     Cpp,
     /// Rust.
     Rust,
+}
+
+impl Language {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Python,
+        Self::JavaScript,
+        Self::Java,
+        Self::Go,
+        Self::Cpp,
+        Self::Rust,
+    ];
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Python => "Python",
+            Self::JavaScript => "JavaScript",
+            Self::Java => "Java",
+            Self::Go => "Go",
+            Self::Cpp => "C++",
+            Self::Rust => "Rust",
+        })
+    }
 }
 
 /// A whole program.

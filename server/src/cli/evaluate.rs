@@ -1,6 +1,9 @@
 //! `evaluate`: a model and adapters on it, on the field's benchmarks.
 
+mod grading;
 mod list;
+
+use grading::{Grading, Means};
 
 use std::path::{Path, PathBuf};
 
@@ -15,9 +18,9 @@ use fedllm_shared::{Digest, nearest};
 
 use super::{Global, print_json};
 use crate::evaluate::{
-    AdapterFacts, AdapterSystem, BASE, Data, EvaluateError, Evaluation, FORMAT, Graders, Model,
-    Named, Options, Refusal, Report, RowLog, Selection, Settings, System, SystemError, Templates,
-    check_data, means, ranks, read_systems,
+    AdapterFacts, AdapterSystem, BASE, Data, EvaluateError, Evaluation, FORMAT, Model, Named,
+    Options, Report, RowLog, Selection, Settings, System, SystemError, Templates, check_data,
+    means, ranks, read_systems,
 };
 
 /// Tokens of a text at most, unless the user says otherwise or the model takes fewer.
@@ -102,6 +105,8 @@ pub(crate) struct Args {
     /// Threads of the CPU to use [default: all].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    grading: Grading,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -140,7 +145,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let precision = model_args.base_precision;
     let model = base.load(precision, &selection).code(Code::Data)?;
     let facts = facts(&base, &selection, precision.to_string(), options.context);
-    let refusals = refusals();
+    let means = Means::of(&args.grading, &args.out)?;
     let (stop, progress) = (stop_on_signals(), global.counting());
     let evaluation = Evaluation {
         base: &base,
@@ -148,11 +153,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         digest: digest(&facts),
         adapters: &adapters,
         templates: &templates,
-        graders: Graders {
-            programs: Err(&refusals.0),
-            judge: Err(&refusals.1),
-            prompts: args.prompts,
-        },
+        graders: means.graders(args.prompts),
         options: &options,
         out: &args.out,
         stop: &stop,
@@ -276,18 +277,6 @@ fn facts(base: &Base, device: &Device, precision: String, context: usize) -> Mod
 fn digest(model: &Model) -> Digest {
     let (weights, tokenizer, precision) = (model.digest, model.tokenizer, &model.precision);
     Digest::of(format!("{weights} {tokenizer} {precision}").as_bytes())
-}
-
-/// Why no programs are run, and why nobody judges.
-fn refusals() -> (Refusal, Refusal) {
-    let refusal = |reason: &str, hint: &str| Refusal {
-        reason: reason.to_owned(),
-        hint: hint.to_owned(),
-    };
-    (
-        refusal("it runs programs that the model wrote", "leave it out"),
-        refusal("a judge has to read its answers", "leave it out"),
-    )
 }
 
 /// Does the tasks.

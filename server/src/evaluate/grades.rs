@@ -1,7 +1,9 @@
 //! Replies become grades: by the task itself, by running programs, or by a judge.
 
+use std::collections::BTreeSet;
+
 use fedllm_models::eval::{
-    Gold, Grade, Grader, Item, Judgement, Language, Program, Prompts, Reply, Task,
+    Grade, Grader, Item, Judgement, Language, Program, Prompts, Reply, Task,
 };
 use fedllm_shared::Estimate;
 use rayon::prelude::*;
@@ -20,8 +22,8 @@ pub(crate) struct Refusal {
 
 /// Runs programs that a model wrote.
 pub(crate) trait Programs: Sync {
-    /// Whether programs in this language can be run.
-    fn ready(&self, language: Language) -> Result<(), Refusal>;
+    /// Whether programs in this language that import these libraries can be run.
+    fn ready(&self, language: Language, needs: &[&str]) -> Result<(), Refusal>;
     /// Whether a program succeeds.
     fn succeeds(&self, program: &Program) -> Result<bool, Fault>;
 }
@@ -68,13 +70,15 @@ impl Graders<'_> {
         match task.grader {
             Grader::Direct(_) | Grader::Relative(_) => Ok(()),
             Grader::Judge(_) => self.judge.map(drop).map_err(Refusal::clone),
-            Grader::Program(_) => {
+            Grader::Program(program) => {
                 let programs = self.programs.map_err(Refusal::clone)?;
-                let mut languages: Vec<Language> = questions.iter().filter_map(language).collect();
-                languages.sort_unstable();
-                languages.dedup();
-                let mut languages = languages.into_iter();
-                languages.try_for_each(|language| programs.ready(language))
+                let needed = questions.iter().map(|item| {
+                    let program = program(item, "");
+                    (program.language, program.needs)
+                });
+                let needed: BTreeSet<(Language, &[&str])> = needed.collect();
+                let mut needed = needed.into_iter();
+                needed.try_for_each(|(language, needs)| programs.ready(language, needs))
             }
         }
     }
@@ -162,13 +166,6 @@ fn rated(task: &Task, figures: &[(&str, Option<f64>)]) -> Grade {
     grade
 }
 
-fn language(item: &Item) -> Option<Language> {
-    match &item.gold {
-        Gold::Checks(checks) => Some(checks.language),
-        _ => None,
-    }
-}
-
 /// What was written first.
 fn text(reply: &Reply) -> &str {
     texts(reply).first().map_or("", String::as_str)
@@ -193,7 +190,7 @@ mod tests {
     struct Python;
 
     impl Programs for Python {
-        fn ready(&self, language: Language) -> Result<(), Refusal> {
+        fn ready(&self, language: Language, _: &[&str]) -> Result<(), Refusal> {
             match language {
                 Language::Python => Ok(()),
                 _ => Err(refusal("no toolchain")),

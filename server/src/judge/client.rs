@@ -35,7 +35,6 @@ pub(super) struct Client {
     url: String,
     key: Option<Secret>,
     model: String,
-    temperature: f32,
     max_tokens: u32,
     retries: u32,
     /// Whether the endpoint wants `max_completion_tokens`, as those of reasoning models do.
@@ -68,7 +67,6 @@ impl Client {
             url: endpoint.url,
             key: config.key.clone(),
             model: config.model.clone(),
-            temperature: config.temperature,
             max_tokens: config.max_tokens,
             retries: config.retries,
             renamed: AtomicBool::new(false),
@@ -177,7 +175,7 @@ impl Client {
         Question {
             model: &self.model,
             messages,
-            temperature: self.temperature,
+            temperature: judgement.temperature,
             max_tokens: (!renamed).then_some(self.max_tokens),
             max_completion_tokens: renamed.then_some(self.max_tokens),
         }

@@ -13,21 +13,21 @@ const TOKEN_CHARACTERS: u64 = 4;
 
 /// What tokens cost, in dollars per million.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Price {
+pub(crate) struct Price {
     /// Tokens that are read.
-    pub input: f64,
+    pub(crate) input: f64,
     /// Tokens that are written.
-    pub output: f64,
+    pub(crate) output: f64,
 }
 
 /// A text that is no price.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected dollars per million tokens read and written, such as 2.5,10; got {0:?}")]
-pub struct PriceError(String);
+pub(crate) struct PriceError(String);
 
 impl Price {
     /// What so many tokens cost, in dollars.
-    pub fn dollars(&self, prompt_tokens: u64, completion_tokens: u64) -> f64 {
+    pub(crate) fn dollars(&self, prompt_tokens: u64, completion_tokens: u64) -> f64 {
         (self.input * prompt_tokens as f64 + self.output * completion_tokens as f64) / 1e6
     }
 }
@@ -53,17 +53,17 @@ impl FromStr for Price {
 
 /// What asking would take.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     /// Questions that have to be asked.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// Questions whose answers are stored.
-    pub stored: usize,
+    pub(crate) stored: usize,
     /// Tokens of the questions, taking four characters for one.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Tokens of the answers, at most.
-    pub completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     /// What that costs in dollars: the questions alone, and with answers as long as they may be.
-    pub dollars: Option<(f64, f64)>,
+    pub(crate) dollars: Option<(f64, f64)>,
 }
 
 impl Estimate {
@@ -117,15 +117,15 @@ impl fmt::Display for Estimate {
 
 /// What was used up, as the endpoint counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Questions that were answered, repetitions included.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Tokens that were read.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Tokens that were written.
-    pub completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     /// Answers that came without a count of tokens.
-    pub uncounted: u64,
+    pub(crate) uncounted: u64,
 }
 
 impl Usage {
@@ -139,7 +139,7 @@ impl Usage {
     }
 
     /// What that costs, in dollars.
-    pub fn dollars(&self, price: Price) -> f64 {
+    pub(crate) fn dollars(&self, price: Price) -> f64 {
         price.dollars(self.prompt_tokens, self.completion_tokens)
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 /// Why a judge could not be asked.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum JudgeError {
+pub(crate) enum JudgeError {
     /// A setting has a value that it cannot have.
     #[error("the judge's {name} is {got}, expected {expected}")]
     Setting {
@@ -107,7 +107,7 @@ pub enum JudgeError {
 
 impl JudgeError {
     /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<&'static str> {
         const AGAIN: &str = "run it again later: what was answered is stored and not asked again";
         Some(match self {
             Self::Setting { .. } => return None,

@@ -23,9 +23,9 @@ use std::time::Duration;
 use fedllm_models::eval::Judgement;
 use fedllm_shared::{Backoff, Digest};
 
-pub use cost::{Estimate, Price, PriceError, Usage};
-pub use error::JudgeError;
-pub use secret::Secret;
+pub(crate) use cost::{Estimate, Price, Usage};
+pub(crate) use error::JudgeError;
+pub(crate) use secret::Secret;
 
 use client::Client;
 use store::{Entry, Store};
@@ -36,37 +36,34 @@ const PARALLEL: usize = 64;
 
 /// Which model judges, and how it is asked.
 #[derive(Clone, Debug)]
-pub struct JudgeConfig {
+pub(crate) struct JudgeConfig {
     /// Where it is: a host, a base such as `https://host/v1`, or all of `…/chat/completions`.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     /// What the endpoint calls it.
-    pub model: String,
+    pub(crate) model: String,
     /// What the endpoint wants to see.
-    pub key: Option<Secret>,
-    /// Its temperature.
-    pub temperature: f32,
+    pub(crate) key: Option<Secret>,
     /// Tokens of an answer at most.
-    pub max_tokens: u32,
+    pub(crate) max_tokens: u32,
     /// Requests at once, 1 to 64.
-    pub parallel: usize,
+    pub(crate) parallel: usize,
     /// How long one request may take in all.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// How often a request is repeated that the endpoint was too busy for, or lost.
-    pub retries: u32,
+    pub(crate) retries: u32,
     /// Ask hosts other than this one without encryption: whoever is in between reads the key.
-    pub danger_allow_http: bool,
+    pub(crate) danger_allow_http: bool,
     /// What tokens cost, if it is to be shown.
-    pub price: Option<Price>,
+    pub(crate) price: Option<Price>,
 }
 
 impl JudgeConfig {
-    /// The settings of MT-Bench's own judge: temperature 0 and 2,048 tokens.
-    pub fn new(endpoint: impl Into<String>, model: impl Into<String>) -> Self {
+    /// The settings of MT-Bench's own judge: 2,048 tokens at most.
+    pub(crate) fn new(endpoint: impl Into<String>, model: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
             model: model.into(),
             key: None,
-            temperature: 0.0,
             max_tokens: 2048,
             parallel: 4,
             timeout: Duration::from_secs(120),
@@ -87,9 +84,6 @@ impl JudgeConfig {
         if self.model.trim().is_empty() {
             return setting("model", format!("{:?}", self.model), "a name");
         }
-        if !(0.0..=2.0).contains(&self.temperature) {
-            return setting("temperature", self.temperature.to_string(), "0 to 2");
-        }
         if self.max_tokens == 0 {
             return setting("max_tokens", "0".into(), "1 or more");
         }
@@ -105,7 +99,7 @@ impl JudgeConfig {
 
 /// A judge, and what it said so far.
 #[derive(Debug)]
-pub struct Judge {
+pub(crate) struct Judge {
     config: JudgeConfig,
     client: Client,
     store: Mutex<Store>,
@@ -113,17 +107,17 @@ pub struct Judge {
 
 /// What a judge came to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Judged {
+pub(crate) struct Judged {
     /// The rating of each question, where there is one.
-    pub ratings: Vec<Option<f64>>,
+    pub(crate) ratings: Vec<Option<f64>>,
     /// Questions whose answers hold no rating.
-    pub unrated: usize,
+    pub(crate) unrated: usize,
     /// Questions that the endpoint refused to pass on; they are asked again next time.
-    pub refused: usize,
+    pub(crate) refused: usize,
     /// The models that answered, as the endpoint calls them, and how many questions each.
-    pub answered_by: BTreeMap<String, usize>,
+    pub(crate) answered_by: BTreeMap<String, usize>,
     /// What was used up this time.
-    pub usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 impl Judge {
@@ -132,7 +126,7 @@ impl Judge {
     /// # Errors
     ///
     /// [`JudgeError`] if a setting is wrong, or the file cannot be used or is in use.
-    pub fn open(config: JudgeConfig, store: &Path) -> Result<Self, JudgeError> {
+    pub(crate) fn open(config: JudgeConfig, store: &Path) -> Result<Self, JudgeError> {
         config.check()?;
         let client = Client::new(&config)?;
         let store = Mutex::new(Store::open(store)?);
@@ -143,8 +137,18 @@ impl Judge {
         })
     }
 
+    /// What the endpoint calls the model.
+    pub(crate) fn model(&self) -> &str {
+        &self.config.model
+    }
+
+    /// What so much costs, in dollars, if prices are known.
+    pub(crate) fn dollars(&self, usage: &Usage) -> Option<f64> {
+        Some(usage.dollars(self.config.price?))
+    }
+
     /// What asking these would take, without those that are stored.
-    pub fn estimate(&self, asked: &[Judgement]) -> Estimate {
+    pub(crate) fn estimate(&self, asked: &[Judgement]) -> Estimate {
         let keys = self.keys(asked);
         let open = self.open_questions(asked, &keys);
         let distinct: HashSet<&Digest> = keys.iter().collect();
@@ -168,7 +172,11 @@ impl Judge {
     ///
     /// The first [`JudgeError`] that trying again did not help against. What was answered until
     /// then is stored.
-    pub fn ask(&self, asked: &[Judgement], progress: &dyn Fn(usize)) -> Result<Judged, JudgeError> {
+    pub(crate) fn ask(
+        &self,
+        asked: &[Judgement],
+        progress: &dyn Fn(usize),
+    ) -> Result<Judged, JudgeError> {
         let keys = self.keys(asked);
         let open = self.open_questions(asked, &keys);
         let asking = Asking {
@@ -235,7 +243,7 @@ impl Judge {
     fn keys(&self, asked: &[Judgement]) -> Vec<Digest> {
         let key = |judgement: &Judgement| {
             let (system, prompt) = (&judgement.system, &judgement.prompt);
-            let settings = (self.config.temperature.to_bits(), self.config.max_tokens);
+            let settings = (judgement.temperature.to_bits(), self.config.max_tokens);
             let mut hasher = blake3::Hasher::new_derive_key("fedllm 1 judgements");
             for part in [&self.config.model, system, prompt] {
                 hasher.update(&(part.len() as u64).to_le_bytes());

@@ -16,7 +16,7 @@ const HIDDEN_CHARACTERS: usize = 8;
 
 /// A key. It does not show itself.
 #[derive(Clone)]
-pub struct Secret(String);
+pub(crate) struct Secret(String);
 
 impl Secret {
     /// The key in an environment variable.
@@ -24,7 +24,7 @@ impl Secret {
     /// # Errors
     ///
     /// [`JudgeError::Key`] if there is none, or it cannot be one.
-    pub fn from_env(name: &str) -> Result<Self, JudgeError> {
+    pub(crate) fn from_env(name: &str) -> Result<Self, JudgeError> {
         let from = || format!("environment variable {name}");
         match std::env::var(name) {
             Ok(text) => Self::parse(&text, from),
@@ -38,7 +38,7 @@ impl Secret {
     /// # Errors
     ///
     /// [`JudgeError::Key`] if it cannot be read, or cannot be one.
-    pub fn from_file(path: &Path) -> Result<Self, JudgeError> {
+    pub(crate) fn from_file(path: &Path) -> Result<Self, JudgeError> {
         let from = || path.display().to_string();
         let mut text = String::new();
         File::open(path)

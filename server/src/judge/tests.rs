@@ -172,6 +172,7 @@ fn question(prompt: impl Into<String>) -> Judgement {
         metric: "turn 1",
         system: "Be fair.".into(),
         prompt: prompt.into(),
+        temperature: 0.5,
         figure: |answer| {
             let (_, rest) = answer.split_once("[[")?;
             rest.split_once("]]")?.0.parse().ok()
@@ -203,7 +204,6 @@ fn questions_are_answered_in_order_and_once() {
     let folder = tempfile::tempdir().unwrap();
     let config = JudgeConfig {
         parallel: 3,
-        temperature: 0.5,
         price: "10,30".parse().ok(),
         ..judge.config()
     };
@@ -450,10 +450,8 @@ fn settings_that_cannot_be_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("judgements.jsonl");
     let config = || JudgeConfig::new("https://example.org", "judge-1");
-    let wrong: [fn(&mut JudgeConfig); 6] = [
+    let wrong: [fn(&mut JudgeConfig); 4] = [
         |config| config.model = " ".into(),
-        |config| config.temperature = f32::NAN,
-        |config| config.temperature = 2.5,
         |config| config.max_tokens = 0,
         |config| config.parallel = 0,
         |config| config.timeout = Duration::ZERO,

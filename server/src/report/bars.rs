@@ -53,9 +53,10 @@ impl Bars {
         let left = 10.0 + widest(labels) * CHARACTER;
         let texts = &mut values().map(|(v, error)| estimate(*v, *error).chars().count());
         let right = WIDTH - 14.0 - widest(texts) * CHARACTER;
-        let top = match legend_height {
-            none if none == 0.0 => 4.0,
-            height => height + 20.0,
+        let top = if legend_height == 0.0 {
+            4.0
+        } else {
+            legend_height + 20.0
         };
         let heights = self
             .groups
@@ -92,7 +93,7 @@ impl Bars {
                     index % STYLES,
                     y + ROW / 2.0,
                     left,
-                    &x,
+                    x,
                     (*value, *error),
                 );
                 y += ROW;

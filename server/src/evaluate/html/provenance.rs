@@ -116,6 +116,7 @@ impl Report {
                 let used_for = match file.used_for {
                     UsedFor::Questions => "questions",
                     UsedFor::Examples => "examples",
+                    UsedFor::References => "reference answers",
                 };
                 rows.push(vec![
                     task.name.clone(),
