@@ -6,6 +6,7 @@
 
 mod admin;
 mod aggregate;
+mod answers;
 mod api;
 mod base;
 pub mod cli;

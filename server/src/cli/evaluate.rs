@@ -375,7 +375,7 @@ fn explain(error: EvaluateError) -> anyhow::Error {
         EvaluateError::Grade { .. } => (Code::Failure, Some(again.to_owned())),
         EvaluateError::Ask { .. } => (Code::Data, Some("choose another --template".to_owned())),
         EvaluateError::Adapter(_) => (Code::Incompatible, None),
-        EvaluateError::Store(_) | EvaluateError::Write { .. } => (Code::Failure, None),
+        EvaluateError::Answers(_) | EvaluateError::Write { .. } => (Code::Failure, None),
     };
     super::explained(error, code, hint)
 }

@@ -16,7 +16,6 @@ mod means;
 mod programs;
 mod report;
 mod run;
-mod store;
 mod systems;
 mod table;
 #[cfg(test)]

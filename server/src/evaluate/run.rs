@@ -19,8 +19,8 @@ use super::data::{self, Data, DataError, Rows};
 use super::figures::Graded;
 use super::grades::{Fault, Graders, Replied};
 use super::report::{Outcome, TaskReport};
-use super::store::{Store, StoreError};
 use super::systems::{BASE, System};
+use crate::answers::{Answers, AnswersError};
 
 /// Questions that an engine gets at once: enough to share beginnings and to fill batches.
 const AT_ONCE: usize = 256;
@@ -93,7 +93,7 @@ pub(crate) enum EvaluateError {
     },
     /// Replies cannot be kept.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Answers(#[from] AnswersError),
     /// An adapter does not fit the model.
     #[error(transparent)]
     Adapter(#[from] LoraError),
@@ -219,7 +219,7 @@ impl Evaluation<'_> {
     ) -> Result<Vec<Reply>, EvaluateError> {
         let name = self.name(system);
         let path = self.out.join("replies").join(task.name);
-        let mut store: Store<Reply> = Store::open(path.join(format!("{name}.jsonl")))?;
+        let mut store: Answers<Reply> = Answers::open(path.join(format!("{name}.jsonl")))?;
         let digest = self.system_digest(system);
         let lora = match system.checked_sub(1).map(|index| &self.adapters[index]) {
             None => None,
@@ -336,7 +336,7 @@ struct Asking<'a, 'b> {
     task: &'static Task,
     engine: Engine<'a>,
     evaluation: &'a Evaluation<'a>,
-    store: &'b mut Store<Reply>,
+    store: &'b mut Answers<Reply>,
     pending: Vec<(Digest, String, Asked)>,
     /// Those of all that were pending: a data set may ask the same twice.
     keys: HashSet<Digest>,

@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fedllm_models::eval::Judgement;
-use fedllm_shared::{Backoff, Digest};
+use fedllm_shared::Backoff;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 
+use super::Entry;
 use super::endpoint::Endpoint;
-use super::store::Entry;
 use super::wait::{Stop, retry_after};
 use super::{JudgeConfig, JudgeError, Secret};
 use crate::simulate::text::printable;
@@ -76,14 +76,11 @@ impl Client {
     /// Asks until there is a rating, or too often.
     pub(super) fn rate(
         &self,
-        key: Digest,
         judgement: &Judgement,
         backoff: &mut Backoff,
         stop: &Stop,
     ) -> Result<Entry, JudgeError> {
         let mut entry = Entry {
-            key,
-            metric: judgement.metric.to_owned(),
             judge: self.model.clone(),
             answered_by: None,
             answer: String::new(),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::store::Entry;
+use super::Entry;
 use crate::simulate::text::grouped;
 
 /// Characters that make a token, about, in English.

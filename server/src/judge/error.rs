@@ -1,9 +1,8 @@
 //! Why a judge could not be asked.
 
-use std::io;
-use std::path::PathBuf;
-
 use thiserror::Error;
+
+use crate::answers::AnswersError;
 
 /// Why a judge could not be asked.
 #[derive(Debug, Error)]
@@ -41,30 +40,9 @@ pub(crate) enum JudgeError {
         /// What is wrong.
         reason: String,
     },
-    /// The stored judgements cannot be read or written.
-    #[error("the judgements in {} cannot be kept", path.display())]
-    Store {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Another process writes the stored judgements.
-    #[error("another process keeps its judgements in {}", path.display())]
-    StoreInUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A line of the stored judgements is none.
-    #[error("{}:{line}: this is no judgement: {reason}", path.display())]
-    StoreLine {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// What the judge said cannot be kept.
+    #[error(transparent)]
+    Kept(#[from] AnswersError),
     /// The endpoint cannot be reached, or an exchange with it broke off.
     #[error("{url} cannot be asked: {source}")]
     Network {
@@ -117,9 +95,13 @@ impl JudgeError {
                  key"
             }
             Self::Key { .. } => "put the key into that variable or file, alone",
-            Self::Store { .. } => "check the disk and the folder's rights",
-            Self::StoreInUse { .. } => "wait for that evaluation, or use another output folder",
-            Self::StoreLine { .. } => "remove the line; its question is then asked again",
+            Self::Kept(AnswersError::Io { .. }) => "check the disk and the folder's rights",
+            Self::Kept(AnswersError::InUse(_)) => {
+                "wait for that evaluation, or use another output folder"
+            }
+            Self::Kept(AnswersError::Line { .. }) => {
+                "remove the line; its question is then asked again"
+            }
             Self::Network { source, .. } => match **source {
                 ureq::Error::HostNotFound => "check the endpoint's name and the network",
                 _ => AGAIN,

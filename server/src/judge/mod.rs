@@ -8,7 +8,6 @@ mod cost;
 mod endpoint;
 mod error;
 mod secret;
-mod store;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -22,13 +21,14 @@ use std::time::Duration;
 
 use fedllm_models::eval::Judgement;
 use fedllm_shared::{Backoff, Digest};
+use serde::{Deserialize, Serialize};
 
 pub(crate) use cost::{Estimate, Price, Usage};
 pub(crate) use error::JudgeError;
 pub(crate) use secret::Secret;
 
+use crate::answers::Answers;
 use client::Client;
-use store::{Entry, Store};
 use wait::Stop;
 
 /// Requests that a judge may have to answer at once.
@@ -102,7 +102,28 @@ impl JudgeConfig {
 pub(crate) struct Judge {
     config: JudgeConfig,
     client: Client,
-    store: Mutex<Store>,
+    said: Mutex<Answers<Entry>>,
+}
+
+/// What the judge said to one question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    /// The model that was asked.
+    judge: String,
+    /// The model that answered, as the endpoint calls it.
+    answered_by: Option<String>,
+    /// Its words.
+    answer: String,
+    /// The rating in them.
+    figure: Option<f64>,
+    /// How often it was asked until there was a rating.
+    requests: u32,
+    /// Tokens that were read for that.
+    prompt_tokens: u64,
+    /// Tokens that were written for that.
+    completion_tokens: u64,
+    /// Answers that came without a count of tokens.
+    uncounted: u32,
 }
 
 /// What a judge came to.
@@ -129,11 +150,11 @@ impl Judge {
     pub(crate) fn open(config: JudgeConfig, store: &Path) -> Result<Self, JudgeError> {
         config.check()?;
         let client = Client::new(&config)?;
-        let store = Mutex::new(Store::open(store)?);
+        let said = Mutex::new(Answers::open(store.to_owned())?);
         Ok(Self {
             config,
             client,
-            store,
+            said,
         })
     }
 
@@ -182,7 +203,7 @@ impl Judge {
         let asking = Asking {
             client: &self.client,
             next: AtomicUsize::new(0),
-            answered: AtomicBool::new(keys.iter().any(|key| self.store().has(key))),
+            answered: AtomicBool::new(keys.iter().any(|key| self.said().get(key).is_some())),
             stop: Stop::default(),
             open,
         };
@@ -197,9 +218,9 @@ impl Judge {
             for (done, outcome) in outcomes.into_iter().enumerate() {
                 refused += usize::from(matches!(outcome, Ok(None)));
                 let kept = outcome.and_then(|entry| match entry {
-                    Some(entry) => {
+                    Some((key, metric, entry)) => {
                         usage.add(&entry);
-                        self.store().add(entry)
+                        self.keep(key, metric, entry)
                     }
                     None => Ok(()),
                 });
@@ -217,7 +238,7 @@ impl Judge {
     }
 
     fn judged(&self, asked: &[Judgement], keys: &[Digest], refused: usize, usage: Usage) -> Judged {
-        let store = self.store();
+        let said = self.said();
         let mut judged = Judged {
             ratings: Vec::with_capacity(asked.len()),
             unrated: 0,
@@ -226,7 +247,7 @@ impl Judge {
             usage,
         };
         for (judgement, key) in asked.iter().zip(keys) {
-            let stored = store.answer(key);
+            let stored = said.get(key);
             // Read again from the words: how ratings are found in them may have been mended.
             let rating = stored.and_then(|stored| client::rating(judgement, &stored.answer));
             if let Some(stored) = stored {
@@ -237,6 +258,13 @@ impl Judge {
             judged.ratings.push(rating);
         }
         judged
+    }
+
+    /// Keeps what the judge said: it is paid for, so it is on the disk when this returns.
+    fn keep(&self, key: Digest, metric: &str, entry: Entry) -> Result<(), JudgeError> {
+        let mut said = self.said();
+        said.put(key, metric, entry)?;
+        Ok(said.sync()?)
     }
 
     /// What names the answers to these questions, whichever endpoint gives them.
@@ -262,17 +290,17 @@ impl Judge {
         asked: &'a [Judgement],
         keys: &[Digest],
     ) -> Vec<(Digest, &'a Judgement)> {
-        let store = self.store();
+        let said = self.said();
         let mut seen = HashSet::new();
         let pairs = keys.iter().copied().zip(asked);
         pairs
-            .filter(|(key, _)| !store.has(key) && seen.insert(*key))
+            .filter(|(key, _)| said.get(key).is_none() && seen.insert(*key))
             .collect()
     }
 
-    /// A panic elsewhere leaves the store whole: it changes in one step.
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic elsewhere leaves what was said whole: it changes in one step.
+    fn said(&self) -> MutexGuard<'_, Answers<Entry>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -294,14 +322,15 @@ impl Asking<'_> {
         while let Some((key, judgement)) = self.open.get(self.next.fetch_add(1, Ordering::Relaxed))
             && !self.stop.is_set()
         {
-            let rated = self.client.rate(*key, judgement, &mut backoff, &self.stop);
+            let rated = self.client.rate(judgement, &mut backoff, &self.stop);
+            let rated = rated.map(|entry| (*key, judgement.metric, entry));
             // Somebody listens as long as this runs.
             let _ = sender.send(self.judge(rated));
         }
     }
 
     /// What an error means for the other questions.
-    fn judge(&self, rated: Result<Entry, JudgeError>) -> Outcome {
+    fn judge(&self, rated: Result<Said, JudgeError>) -> Outcome {
         let error = match rated {
             Ok(entry) => {
                 self.answered.store(true, Ordering::Relaxed);
@@ -320,7 +349,10 @@ impl Asking<'_> {
 }
 
 /// What comes of a question: an answer, or none because the endpoint minds it.
-type Outcome = Result<Option<Entry>, JudgeError>;
+type Outcome = Result<Option<Said>, JudgeError>;
+
+/// What the judge said to the question of a key, and what that measures.
+type Said = (Digest, &'static str, Entry);
 
 /// Waits have to differ, not to be secret: without randomness the clock will do.
 fn random_seed() -> u64 {
