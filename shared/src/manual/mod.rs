@@ -3,6 +3,7 @@
 //! - [`design`]: the parts, and why they are as they are.
 //! - [`training`]: what a step computes, and where it differs from what one would expect.
 //! - [`algorithms`]: what each algorithm computes, and where OpenFedLLM computes something else.
+//! - [`evaluation`]: how models are measured, and what the figures mean.
 //! - [`protocol`]: what client and server say to each other.
 //! - [`privacy`]: whom one has to trust with what, and what is not covered.
 
@@ -14,6 +15,9 @@ pub mod training {}
 
 #[doc = include_str!("algorithms.md")]
 pub mod algorithms {}
+
+#[doc = include_str!("evaluation.md")]
+pub mod evaluation {}
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
