@@ -11,6 +11,7 @@ mod download;
 mod exit;
 pub mod files;
 mod governor;
+mod held_out;
 mod hub;
 mod identity;
 mod job;
@@ -35,6 +36,7 @@ pub use datasets::{DATASETS, Dataset, DatasetError, DatasetRows, RowTags, datase
 pub use download::DownloadError;
 pub use exit::{Code, Explain, report};
 pub use governor::{SleepWatch, StopFlag, limit_threads, lower_priority, stop_on_signals};
+pub use held_out::{Rewards, RowScore, ScoreError, UnitScores, score_rows, score_units};
 pub use hub::HubError;
 pub use identity::{CertificateFacts, ClientKey, IdentityError};
 pub use ledger::{Kind, Ledger, Meter, Outcome, RoundRecord, Sent};

@@ -172,14 +172,13 @@ pub enum Event {
         /// What it did to the adapter.
         report: RoundReport,
     },
-    /// The adapter was evaluated.
+    /// The adapter was evaluated on the operator's rows.
     Evaluated {
         /// The version.
         version: ModelVersion,
-        /// The mean loss on held-out rows.
-        loss: f64,
-        /// How many rows those were.
-        rows: u64,
+        /// The means.
+        #[serde(flatten)]
+        score: CentralScore,
     },
     /// The run is over.
     RunFinished {
@@ -188,4 +187,46 @@ pub enum Event {
         /// The last adapter.
         adapter: BlobRef,
     },
+}
+
+/// How an adapter does on the operator's rows. Standard errors are over rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CentralScore {
+    /// The mean loss of a row, in nats.
+    pub loss: f64,
+    /// Its standard error.
+    pub loss_se: f64,
+    /// The share of rows that are right: whose answer greedy decoding writes, or whose chosen answer
+    /// has the larger reward.
+    pub accuracy: f64,
+    /// Its standard error.
+    pub accuracy_se: f64,
+    /// How many rows there are.
+    pub rows: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_flat_and_read_back() {
+        let score = CentralScore {
+            loss: 1.5,
+            loss_se: 0.5,
+            accuracy: 0.25,
+            accuracy_se: 0.125,
+            rows: 8,
+        };
+        let version = ModelVersion(2);
+        let event = Event::Evaluated { version, score };
+        let at = Timestamp(3);
+        let record = EventRecord { at, event };
+        let json = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            (&json["event"], &json["loss"]),
+            (&"evaluated".into(), &1.5.into())
+        );
+        assert_eq!(serde_json::from_value::<EventRecord>(json).unwrap(), record);
+    }
 }

@@ -34,7 +34,7 @@ pub use config::{
     LocalConfig, LrSchedule, ModelConfig, ModelSource, ObjectiveConfig, OutputConfig,
     ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig, SplitKind, WireConfig,
 };
-pub use event::{Event, EventRecord};
+pub use event::{CentralScore, Event, EventRecord};
 pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};

@@ -30,7 +30,7 @@ pub(crate) use asked::Templates;
 pub(crate) use choice::Selection;
 pub(crate) use data::Data;
 pub(crate) use grades::{Graders, Refusal};
-pub(crate) use held_out::{mean_and_error, score_pairs, score_rows};
+pub(crate) use held_out::{central_score, mean_and_error};
 pub(crate) use means::{means, ranks};
 pub(crate) use run::{EvaluateError, Evaluation, Options, RowLog, check_data};
 pub(crate) use systems::{BASE, Named, System as AdapterSystem, SystemError, read as read_systems};

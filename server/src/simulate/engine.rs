@@ -283,6 +283,12 @@ impl Simulation {
         self.coordinator.status().round
     }
 
+    /// That the run was stopped where it is now.
+    pub(super) fn stopped(&self) -> SimulationError {
+        let round = self.round().0;
+        SimulationError::Stopped { round }
+    }
+
     /// Whether all rounds are done.
     pub(super) fn is_finished(&self) -> bool {
         self.coordinator.status().phase == CoordinatorPhase::Finished

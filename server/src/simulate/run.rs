@@ -8,7 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use burn::tensor::Device;
 use fedllm_client::files::write_whole;
-use fedllm_client::{Base, LoraTrainer, Shard, StopFlag, Template, TemplateError};
+use fedllm_client::{
+    Base, LoraTrainer, Rewards, ScoreError, Shard, StopFlag, Template, TemplateError, score_units,
+};
 use fedllm_models::device::Selection;
 use fedllm_models::lora::{self, Lora, LoraError};
 use fedllm_models::train::Memory;
@@ -27,7 +29,7 @@ use super::report::render_report;
 use super::split::SplitTable;
 use super::tfevents::{EventWriter, event_file_name};
 use crate::base::{BaseError, first_adapter};
-use crate::evaluate::{mean_and_error, score_pairs, score_rows};
+use crate::evaluate::{central_score, mean_and_error};
 use crate::store::{BlobStore, StoreError};
 
 const CONFIG: &str = "config.toml";
@@ -59,6 +61,9 @@ pub enum RunError {
     /// The model cannot use the template.
     #[error("data.template: {0}")]
     TemplateUse(#[from] TemplateError),
+    /// Held-out rows cannot be scored.
+    #[error(transparent)]
+    Score(ScoreError),
     /// The base model.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -183,6 +188,7 @@ struct Run {
     events: EventWriter<File>,
     base_scores: Option<Evaluation>,
     clients: u32,
+    stop: StopFlag,
 }
 
 impl Run {
@@ -251,6 +257,7 @@ impl Run {
             events,
             base_scores,
             clients,
+            stop: options.stop.clone(),
         })
     }
 
@@ -337,24 +344,8 @@ impl Run {
         let (model, device) = (&*self.model, self.model.device());
         let on_device = |adapter: &Adapter| Lora::new(model.config(), spec, adapter, device);
         let lora = adapter.map(on_device).transpose()?;
-        let mut evaluation = Evaluation {
-            arm: arm.to_owned(),
-            rows: held_out.units() as u64,
-            loss: 0.0,
-            loss_se: 0.0,
-            accuracy: None,
-            accuracy_se: None,
-            margin: None,
-            margin_se: None,
-        };
-        let right: Vec<f64>;
-        match self.experiment.federation.objective {
-            ObjectiveConfig::Sft => {
-                let scores = score_rows(model, lora.as_ref(), held_out);
-                let losses: Vec<f64> = scores.iter().map(|score| score.loss).collect();
-                (evaluation.loss, evaluation.loss_se) = mean_and_error(&losses);
-                right = scores.iter().map(|score| f64::from(score.exact)).collect();
-            }
+        let (beta, reference) = match self.experiment.federation.objective {
+            ObjectiveConfig::Sft => (0.0, None),
             ObjectiveConfig::Dpo {
                 beta, reference, ..
             } => {
@@ -363,22 +354,30 @@ impl Run {
                     ReferenceConfig::Initial => Some(self.load(self.simulation.first())?),
                 };
                 let reference = reference.as_ref().map(on_device).transpose()?;
-                let scores = score_pairs(model, lora.as_ref(), reference.as_ref(), held_out);
-                let margins: Vec<f64> = scores.iter().map(|h| f64::from(beta) * h).collect();
-                // -log σ(m), written so that it neither overflows nor cancels.
-                let losses: Vec<f64> = margins
-                    .iter()
-                    .map(|m| (-m.abs()).exp().ln_1p() + (-m).max(0.0))
-                    .collect();
-                (evaluation.loss, evaluation.loss_se) = mean_and_error(&losses);
-                let (margin, error) = mean_and_error(&margins);
-                (evaluation.margin, evaluation.margin_se) = (Some(margin), Some(error));
-                right = margins.iter().map(|m| f64::from(*m > 0.0)).collect();
+                (beta, reference)
             }
-        }
-        let (accuracy, error) = mean_and_error(&right);
-        (evaluation.accuracy, evaluation.accuracy_se) = (Some(accuracy), Some(error));
-        Ok(evaluation)
+        };
+        let rewards = Rewards {
+            beta,
+            reference: reference.as_ref(),
+        };
+        let scores = score_units(model, lora.as_ref(), rewards, held_out, &self.stop);
+        let scores = scores.map_err(|error| match error {
+            ScoreError::Stopped => self.simulation.stopped().into(),
+            other => RunError::Score(other),
+        })?;
+        let means = central_score(&scores);
+        let margin = (!scores.margins.is_empty()).then(|| mean_and_error(&scores.margins));
+        Ok(Evaluation {
+            arm: arm.to_owned(),
+            rows: means.rows,
+            loss: means.loss,
+            loss_se: means.loss_se,
+            accuracy: Some(means.accuracy),
+            accuracy_se: Some(means.accuracy_se),
+            margin: margin.map(|(mean, _)| mean),
+            margin_se: margin.map(|(_, error)| error),
+        })
     }
 
     fn load(&self, blob: &fedllm_shared::BlobRef) -> Result<Adapter, RunError> {

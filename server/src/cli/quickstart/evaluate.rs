@@ -1,10 +1,9 @@
 //! Measures a model on every owner's held-out rows.
 
-use fedllm_client::Shard;
+use fedllm_client::{Shard, score_rows};
 use fedllm_models::{CausalLm, Lora};
 
 use super::report::{OwnerRows, Score};
-use crate::evaluate::score_rows;
 
 /// Each owner's held-out rows.
 pub(super) type HeldOut = [(&'static str, Shard)];
