@@ -1,17 +1,35 @@
-//! Rows that nobody trains on, scored with a model.
+//! Rows that nobody trains on: held out of a shard, and scored with a model.
 
 use std::ops::Range;
 
 use fedllm_models::objective::{PairReference, PairScore, pair_scores};
 use fedllm_models::{Batch, CausalLm, Lora, device};
-use fedllm_shared::RowKind;
+use fedllm_shared::{HeldOutScore, RowKind};
 use thiserror::Error;
 
 use crate::governor::StopFlag;
-use crate::shard::Shard;
+use crate::shard::{Shard, sample_units};
 
 /// Tokens that go through the model at once.
 const BATCH_TOKENS: usize = 1024;
+/// Decides which units are held out: the same of one shard at every start, or they would be trained
+/// on in another.
+const SEED: u64 = 0;
+
+/// Divides a shard into what is trained on and what is held out, a `share` of it drawn at random.
+/// There is nothing to hold out if that is less than [`HeldOutScore::MIN_ROWS`], or everything.
+pub fn hold_out(shard: &Shard, share: f64) -> Option<(Shard, Shard)> {
+    let units = shard.units();
+    let count = (units as f64 * share).round() as usize;
+    if count < HeldOutScore::MIN_ROWS as usize || count >= units {
+        return None;
+    }
+    let mut drawn = sample_units(units, usize::MAX, SEED);
+    let mut trained = drawn.split_off(count);
+    // As they stand in the shard, for training that does not shuffle.
+    trained.sort_unstable();
+    Some((shard.subset(&trained), shard.subset(&drawn)))
+}
 
 /// What a model makes of one held-out example.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +71,17 @@ pub struct UnitScores {
 }
 
 impl UnitScores {
+    /// The means.
+    pub fn mean(&self) -> HeldOutScore {
+        let rows = self.losses.len().max(1) as f64;
+        let right = self.right.iter().filter(|right| **right).count();
+        HeldOutScore {
+            loss: (self.losses.iter().sum::<f64>() / rows) as f32,
+            accuracy: (right as f64 / rows) as f32,
+            rows: u32::try_from(self.losses.len()).unwrap_or(u32::MAX),
+        }
+    }
+
     fn add_rows(&mut self, rows: &[RowScore]) {
         self.losses.extend(rows.iter().map(|row| row.loss));
         self.right.extend(rows.iter().map(|row| row.exact));
@@ -179,15 +208,72 @@ fn batch_margins(
 
 #[cfg(test)]
 mod tests {
+    use fedllm_shared::Digest;
+
     use super::*;
+    use crate::shard::{RowSink, ShardBuilder, ShardOrigin};
+
+    fn shard(rows: u32) -> Shard {
+        let mut builder = ShardBuilder::new();
+        for row in 0..rows {
+            builder.push(&[1, row], &[0, 1]).unwrap();
+        }
+        builder.finish(ShardOrigin {
+            tokenizer: Digest::default(),
+            template: Digest::default(),
+            max_tokens: 8,
+        })
+    }
+
+    fn rows(shard: &Shard) -> Vec<u32> {
+        (0..shard.rows()).map(|row| shard.row(row).ids[1]).collect()
+    }
 
     #[test]
-    fn losses_of_pairs_neither_overflow_nor_cancel() {
+    fn what_is_held_out_is_not_trained_on_and_stays_the_same() {
+        let whole = shard(100);
+        let (trained, held_out) = hold_out(&whole, 0.1).unwrap();
+        assert_eq!((trained.units(), held_out.units()), (90, 10));
+        assert!(rows(&trained).is_sorted());
+        let mut all = [rows(&trained), rows(&held_out)].concat();
+        all.sort_unstable();
+        assert_eq!(all, rows(&whole));
+        let again = hold_out(&shard(100), 0.1).unwrap();
+        assert_eq!(rows(&again.1), rows(&held_out));
+    }
+
+    #[test]
+    fn a_few_rows_are_not_held_out() {
+        assert!(hold_out(&shard(100), 0.04).is_none());
+        assert!(hold_out(&shard(100), 0.05).is_some());
+        assert!(hold_out(&shard(6), 1.0).is_none());
+        assert!(hold_out(&shard(0), 0.5).is_none());
+    }
+
+    #[test]
+    fn means_are_over_units() {
+        let mut scores = UnitScores::default();
+        scores.add_rows(&[
+            RowScore {
+                loss: 1.0,
+                exact: true,
+            },
+            RowScore {
+                loss: 2.0,
+                exact: false,
+            },
+        ]);
+        let mean = scores.mean();
+        assert_eq!((mean.loss, mean.accuracy, mean.rows), (1.5, 0.5, 2));
+
         let mut scores = UnitScores::default();
         scores.add_pairs(vec![0.0, 800.0, -800.0]);
         let expected = [2f64.ln(), 0.0, 800.0];
-        let mut near = scores.losses.iter().zip(expected);
-        assert!(near.all(|(got, expected)| (got - expected).abs() < 1e-12));
+        let near = scores.losses.iter().zip(expected);
+        assert!(
+            near.clone()
+                .all(|(got, expected)| (got - expected).abs() < 1e-12)
+        );
         assert_eq!(scores.right, [false, true, false]);
     }
 }

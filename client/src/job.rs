@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use crate::governor::StopFlag;
 use crate::ledger::Meter;
 use crate::net::{self, NetError, Transport};
-use crate::train::StepReport;
-use crate::work::{Update, WorkError, Workshop, adapter_bound, task_blobs};
+use crate::work::{Update, WorkError, WorkReport, Workshop, adapter_bound, task_blobs};
 
 /// Between two attempts to fetch a blob.
 const FETCH_AGAIN: Duration = Duration::from_secs(2);
@@ -42,8 +41,8 @@ pub(crate) enum Report {
         received: Vec<u8>,
         result: Result<(), NetError>,
     },
-    /// A step is done.
-    Step(StepReport),
+    /// The work goes on.
+    Work(WorkReport),
     /// The work is over.
     Done(Result<Update, WorkError>),
 }
@@ -186,8 +185,8 @@ impl Job {
             self.stop.clone(),
         );
         self.in_background(move |report| {
-            let mut on_step = |step| report(Report::Step(step));
-            Report::Done(workshop.work(&task, &layout, &blobs, &stop, &mut on_step))
+            let mut report = |work| report(Report::Work(work));
+            Report::Done(workshop.work(&task, &layout, &blobs, &stop, &mut report))
         });
     }
 

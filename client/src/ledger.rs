@@ -24,11 +24,13 @@ pub enum Kind {
     Delta,
     /// Asking for the shared adapter by its digest.
     Request,
+    /// How the shared adapter does on held-out rows: means, and of how many rows.
+    Evaluation,
 }
 
 impl Kind {
     /// Every kind, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Join,
         Self::Hello,
         Self::Answer,
@@ -36,6 +38,7 @@ impl Kind {
         Self::Offer,
         Self::Delta,
         Self::Request,
+        Self::Evaluation,
     ];
 
     /// What data of this kind consist of, for people.
@@ -51,6 +54,7 @@ impl Kind {
             Self::Offer => "size and digest of the update, rows, loss tokens, losses, seconds",
             Self::Delta => "change of the adapter's weights, clipped and encoded",
             Self::Request => "digest of the shared adapter to download",
+            Self::Evaluation => "round number, mean loss and share right of held-out rows, rows",
         }
     }
 }
@@ -114,6 +118,7 @@ pub struct Ledger {
     offer: Sent,
     delta: Sent,
     request: Sent,
+    evaluation: Sent,
     /// Bytes of shared adapters received.
     pub received_bytes: u64,
     /// Rounds that ended with a receipt.
@@ -136,6 +141,7 @@ impl Ledger {
             Kind::Offer => self.offer,
             Kind::Delta => self.delta,
             Kind::Request => self.request,
+            Kind::Evaluation => self.evaluation,
         }
     }
 
@@ -164,6 +170,7 @@ impl Ledger {
             Kind::Offer => &mut self.offer,
             Kind::Delta => &mut self.delta,
             Kind::Request => &mut self.request,
+            Kind::Evaluation => &mut self.evaluation,
         }
     }
 
@@ -265,7 +272,7 @@ mod tests {
                 }
             );
         }
-        assert_eq!(ledger.sent_bytes(), 2 * (1..=7).sum::<u64>());
+        assert_eq!(ledger.sent_bytes(), 2 * (1..=8).sum::<u64>());
     }
 
     #[test]

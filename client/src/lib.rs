@@ -36,7 +36,7 @@ pub use datasets::{DATASETS, Dataset, DatasetError, DatasetRows, RowTags, datase
 pub use download::DownloadError;
 pub use exit::{Code, Explain, report};
 pub use governor::{SleepWatch, StopFlag, limit_threads, lower_priority, stop_on_signals};
-pub use held_out::{Rewards, RowScore, ScoreError, UnitScores, score_rows, score_units};
+pub use held_out::{Rewards, RowScore, ScoreError, UnitScores, hold_out, score_rows, score_units};
 pub use hub::HubError;
 pub use identity::{CertificateFacts, ClientKey, IdentityError};
 pub use ledger::{Kind, Ledger, Meter, Outcome, RoundRecord, Sent};
@@ -63,8 +63,8 @@ pub use state::{Enrollment, Lock, Membership, StateDir, StateError};
 pub use store::RoundStore;
 pub use template::{Pair, Template, TemplateError, TemplateName, Tokens};
 pub use train::{
-    Fit, FitRequest, LocalUpdate, LoraTrainer, Schedule, StepReport, TrainError, Trained, Trainer,
-    VariateStep, Variates,
+    Fit, FitRequest, LocalUpdate, LoraTrainer, Schedule, ScoreRequest, StepReport, TrainError,
+    Trained, Trainer, VariateStep, Variates,
 };
 pub use wheel::WheelError;
-pub use work::{NextVariate, RoundWork, Update, WorkError, check_task, task_blobs};
+pub use work::{NextVariate, RoundWork, Update, WorkError, WorkReport, check_task, task_blobs};

@@ -35,6 +35,17 @@ pub enum Notice {
         /// Steps in it.
         steps: u32,
     },
+    /// The round's adapter was scored on held-out rows; the means go to the server if they are sound.
+    Scored {
+        /// The round.
+        round: u64,
+        /// The mean loss of a row.
+        loss: f32,
+        /// The share of rows that are right.
+        accuracy: f32,
+        /// How many rows there are.
+        rows: u32,
+    },
     /// A step is done.
     Step {
         /// The round.

@@ -43,6 +43,8 @@ pub struct SessionParts<D> {
     pub trainer: Box<dyn Trainer>,
     /// The owner's data.
     pub shard: Shard,
+    /// Rows that are not trained on: each round's adapter is scored on them, and their mean reported.
+    pub held_out: Option<Shard>,
     /// What survives a crash.
     pub store: RoundStore,
     /// Counts what is sent.
@@ -159,7 +161,12 @@ impl<D: Dial> Session<D> {
             dialer: parts.dialer,
             link: None,
             participant,
-            workshop: Workshop::new(parts.trainer, parts.shard, parts.store.clone()),
+            workshop: Workshop::new(
+                parts.trainer,
+                parts.shard,
+                parts.held_out,
+                parts.store.clone(),
+            ),
             store: parts.store,
             meter: parts.meter,
             notices: parts.notices,

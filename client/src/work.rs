@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fedllm_shared::{
     Adapter, BlobRef, ClipNorm, Codec, CodecError, DeclineReason, Delta, DeltaTransform,
-    FailReason, Layout, LocalRule, LowRankError, ObjectiveSpec, Reference, RoundId, RowKind,
-    TaskError, TrainTask, UpdateOffer, VariateOrigin, decode_adapter, encode_adapter, encode_delta,
-    trained, update_layout,
+    FailReason, HeldOutScore, Layout, LocalRule, LowRankError, ObjectiveSpec, Reference, RoundId,
+    RowKind, TaskError, TrainTask, UpdateOffer, VariateOrigin, decode_adapter, encode_adapter,
+    encode_delta, trained, update_layout,
 };
 use thiserror::Error;
 
@@ -14,7 +14,9 @@ use crate::governor::StopFlag;
 use crate::net::NetError;
 use crate::shard::Shard;
 use crate::store::RoundStore;
-use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer, Variates};
+use crate::train::{
+    FitRequest, LocalUpdate, ScoreRequest, StepReport, TrainError, Trainer, Variates,
+};
 
 /// Why a task gave no update.
 #[derive(Debug, Error)]
@@ -89,6 +91,15 @@ impl WorkError {
     }
 }
 
+/// How the work of a round goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum WorkReport {
+    /// The adapter was scored on rows that are held out.
+    Scored(HeldOutScore),
+    /// A step of training is done.
+    Step(StepReport),
+}
+
 /// What the work gave: what to offer, and the bytes.
 #[derive(Debug)]
 pub struct Update {
@@ -114,14 +125,21 @@ pub struct NextVariate {
 pub(crate) struct Workshop {
     trainer: Arc<Mutex<Box<dyn Trainer>>>,
     shard: Shard,
+    held_out: Option<Shard>,
     store: RoundStore,
 }
 
 impl Workshop {
-    pub(crate) fn new(trainer: Box<dyn Trainer>, shard: Shard, store: RoundStore) -> Self {
+    pub(crate) fn new(
+        trainer: Box<dyn Trainer>,
+        shard: Shard,
+        held_out: Option<Shard>,
+        store: RoundStore,
+    ) -> Self {
         Self {
             trainer: Arc::new(Mutex::new(trainer)),
             shard,
+            held_out,
             store,
         }
     }
@@ -139,16 +157,17 @@ impl Workshop {
         layout: &Arc<Layout>,
         blobs: &[Vec<u8>],
         stop: &StopFlag,
-        on_step: &mut dyn FnMut(StepReport),
+        report: &mut dyn FnMut(WorkReport),
     ) -> Result<Update, WorkError> {
         let mut trainer = self.trainer.lock().unwrap_or_else(PoisonError::into_inner);
         let job = RoundWork {
             task,
             layout,
             shard: &self.shard,
+            held_out: self.held_out.as_ref(),
             store: &self.store,
         };
-        job.run(&mut **trainer, blobs, stop, on_step)
+        job.run(&mut **trainer, blobs, stop, report)
     }
 }
 
@@ -203,12 +222,14 @@ pub struct RoundWork<'a> {
     pub layout: &'a Arc<Layout>,
     /// The owner's data.
     pub shard: &'a Shard,
+    /// Rows that are not trained on, to score the adapter on.
+    pub held_out: Option<&'a Shard>,
     /// Where the client's control variate lies.
     pub store: &'a RoundStore,
 }
 
 impl RoundWork<'_> {
-    /// Trains and encodes the update. `blobs` are those of [`task_blobs`], in that order.
+    /// Scores the adapter if rows are held out, trains and encodes the update. `blobs` are those of [`task_blobs`], in that order.
     ///
     /// # Errors
     ///
@@ -218,7 +239,7 @@ impl RoundWork<'_> {
         trainer: &mut dyn Trainer,
         blobs: &[Vec<u8>],
         stop: &StopFlag,
-        on_step: &mut dyn FnMut(StepReport),
+        report: &mut dyn FnMut(WorkReport),
     ) -> Result<Update, WorkError> {
         let trained = Arc::new(trained(self.layout, self.task.lora.train)?);
         let mut blobs = blobs.iter();
@@ -241,6 +262,16 @@ impl RoundWork<'_> {
             }
             ObjectiveSpec::Dpo(_) | ObjectiveSpec::Sft => None,
         };
+        if let Some(shard) = self.held_out {
+            let score = trainer.score(ScoreRequest {
+                task: self.task,
+                global: &global,
+                reference: reference.as_ref(),
+                shard,
+                stop,
+            })?;
+            report(WorkReport::Scored(score));
+        }
         let update = trainer.fit(FitRequest {
             task: self.task,
             global: &global,
@@ -248,7 +279,7 @@ impl RoundWork<'_> {
             reference: reference.as_ref(),
             shard: self.shard,
             stop,
-            on_step,
+            on_step: &mut |step| report(WorkReport::Step(step)),
         })?;
         self.pack(update, origin)
     }

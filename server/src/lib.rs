@@ -41,4 +41,4 @@ pub use operator::{Invited, OperatorError, Revoked};
 pub use pki::{Authority, IssuedCertificate, PkiError, SERVER_NAME, ServerIdentity, client_id};
 pub use record::RecordError;
 pub use server::{Server, ServerError, ServerOptions};
-pub use store::{EnrolledClient, StoreError, TokenRefusal};
+pub use store::{EnrolledClient, StoreError, TokenRefusal, VersionScore};

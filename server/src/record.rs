@@ -158,6 +158,7 @@ pub(crate) fn status_of_record(
         round: None,
         clients,
         history: store.rounds()?,
+        scores: store.scores()?,
         bytes_sent: 0,
         bytes_received: 0,
     })

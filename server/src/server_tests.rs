@@ -3,8 +3,9 @@
 use std::fs;
 
 use fedllm_shared::{
-    ALPN, BlobRef, BlobRefusal, BlobResponse, ClientMessage, ErrorCode, JoinRefusal, JoinResponse,
-    JoinToken, ModelVersion, RefuseReason, RoundId, ServerMessage, decode_adapter,
+    ALPN, BlobRef, BlobRefusal, BlobResponse, ClientMessage, ClientsScore, ErrorCode, HeldOutScore,
+    JoinRefusal, JoinResponse, JoinToken, ModelVersion, RefuseReason, RoundId, ServerMessage,
+    decode_adapter,
 };
 use rcgen::{CertificateParams, KeyPair};
 use tokio::time::timeout;
@@ -104,6 +105,49 @@ async fn an_accepted_update_survives_the_server_and_counts_once() {
     let bytes = bob.get(adapter, 0).await.unwrap();
     let adapter = decode_adapter(&bytes, &base().layout).unwrap();
     assert!(adapter.values().iter().all(|value| *value == 3.0));
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_heard_once_on_the_adapter_and_only_if_it_makes_sense() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = federation(&parent.path().join("f"), &[]);
+    let server = serve(&folder, None).await;
+    let (alice, bob) = two(&server).await;
+    let mut alice = alice.connect(server.addr()).await;
+    let _bob = bob.connect(server.addr()).await;
+    let task = alice.task().await;
+    let score = HeldOutScore {
+        loss: 2.0,
+        accuracy: 0.5,
+        rows: 10,
+    };
+    let unsound = [
+        HeldOutScore {
+            loss: f32::NAN,
+            ..score
+        },
+        HeldOutScore { rows: 1, ..score },
+        HeldOutScore {
+            rows: u32::MAX,
+            ..score
+        },
+    ];
+    let later = RoundId(task.round.0 + 1);
+    let reports = unsound.map(|score| (task.round, score)).into_iter();
+    let lower = HeldOutScore { loss: 1.0, ..score };
+    let more = [(later, lower), (task.round, score), (task.round, lower)];
+    for (round, score) in reports.chain(more) {
+        alice.say(ClientMessage::Evaluated { round, score }).await;
+    }
+    // Its update counts all the same.
+    let (blob, bytes) = alice.offer(&task, 1.0).await;
+    alice.ready().await;
+    alice.put(task.round, blob, &bytes).await;
+    assert_eq!(alice.receipt().await, blob.digest);
+    let scores = server.status().await.unwrap().scores;
+    let clients: Vec<_> = scores.iter().map(|score| score.clients).collect();
+    assert_eq!(clients, [ClientsScore::of([&score])]);
     server.shutdown().await.unwrap();
 }
 

@@ -9,7 +9,8 @@ use crate::id::{ClientId, Digest, ModelVersion, RoundId, RunId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, DeclineReason, FailReason, RefuseReason, RoundOutcome, UpdateMetrics, VariateOrigin,
+    BlobRef, DeclineReason, FailReason, HeldOutScore, RefuseReason, RoundOutcome, UpdateMetrics,
+    VariateOrigin,
 };
 
 /// An event and when it happened. As JSON it is one flat object.
@@ -187,6 +188,18 @@ pub enum Event {
         /// The last adapter.
         adapter: BlobRef,
     },
+    /// A client evaluated the adapter on rows that it holds out.
+    ClientEvaluated {
+        /// The round.
+        round: RoundId,
+        /// The client.
+        client: ClientId,
+        /// The version, which is the one that the round began with.
+        version: ModelVersion,
+        /// The means.
+        #[serde(flatten)]
+        score: HeldOutScore,
+    },
 }
 
 /// How an adapter does on the operator's rows. Standard errors are over rows.
@@ -211,6 +224,27 @@ mod tests {
 
     #[test]
     fn scores_are_flat_and_read_back() {
+        let score = HeldOutScore {
+            loss: 1.5,
+            accuracy: 0.25,
+            rows: 8,
+        };
+        let record = EventRecord {
+            at: Timestamp(3),
+            event: Event::ClientEvaluated {
+                round: RoundId(2),
+                client: ClientId([1; 32]),
+                version: ModelVersion(2),
+                score,
+            },
+        };
+        let json = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            (&json["event"], &json["rows"]),
+            (&"client_evaluated".into(), &8.into())
+        );
+        assert_eq!(serde_json::from_value::<EventRecord>(json).unwrap(), record);
+
         let score = CentralScore {
             loss: 1.5,
             loss_se: 0.5,
@@ -220,8 +254,7 @@ mod tests {
         };
         let version = ModelVersion(2);
         let event = Event::Evaluated { version, score };
-        let at = Timestamp(3);
-        let record = EventRecord { at, event };
+        let record = EventRecord { event, ..record };
         let json = serde_json::to_value(&record).unwrap();
         assert_eq!(
             (&json["event"], &json["loss"]),

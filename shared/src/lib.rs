@@ -60,14 +60,14 @@ pub use time::Timestamp;
 pub use transform::{ClipNorm, DeltaTransform, TransformChain, clip_factor};
 pub use wire::{
     ALPN, ALPN_JOIN, BlobCheck, BlobError, BlobRef, BlobRefusal, BlobRequest, BlobResponse,
-    CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, DeclineReason, ErrorCode, Factors,
-    FailReason, FrameDecoder, Hello, JoinGrant, JoinRefusal, JoinRequest, JoinResponse, JoinToken,
-    JoinTokenError, LocalOptimizer, LocalRule, LocalSpec, LoraSpec, MAX_BODY_BYTES, MAX_CSR_BYTES,
-    MAX_TEXT_BYTES, ObjectiveSpec, PROTOCOL, ParseTargetsError, PreferenceLoss, PreferenceMetrics,
-    PreferenceSpec, Reference, RefuseReason, RoundOutcome, RoundSummary, RowKind, ServerMessage,
-    Target, Targets, TaskError, TokenId, TokenSecret, TrainTask, UpdateMetrics, UpdateOffer,
-    VariateForm, VariateOrigin, WaitReason, Welcome, WireError, decode_body, encode_frame,
-    resume_offset,
+    CHUNK_BYTES, CHUNK_HEADER_BYTES, ChunkHeader, ClientMessage, ClientsScore, DeclineReason,
+    ErrorCode, Factors, FailReason, FrameDecoder, HeldOutScore, Hello, JoinGrant, JoinRefusal,
+    JoinRequest, JoinResponse, JoinToken, JoinTokenError, LocalOptimizer, LocalRule, LocalSpec,
+    LoraSpec, MAX_BODY_BYTES, MAX_CSR_BYTES, MAX_TEXT_BYTES, ObjectiveSpec, PROTOCOL,
+    ParseTargetsError, PreferenceLoss, PreferenceMetrics, PreferenceSpec, Reference, RefuseReason,
+    RoundOutcome, RoundSummary, RowKind, ServerMessage, Target, Targets, TaskError, TokenId,
+    TokenSecret, TrainTask, UpdateMetrics, UpdateOffer, VariateForm, VariateOrigin, WaitReason,
+    Welcome, WireError, decode_body, encode_frame, resume_offset,
 };
 
 #[cfg(test)]

@@ -299,6 +299,18 @@ impl Federation {
         serde_json::from_str(&events).unwrap_or_else(|e| panic!("{e}: {events}"))
     }
 
+    /// What the running server counts.
+    ///
+    /// # Panics
+    ///
+    /// If no server answers.
+    pub fn metrics(&self) -> String {
+        let address = self
+            .status
+            .unwrap_or_else(|| panic!("no server was started"));
+        get(address, "/metrics").unwrap_or_else(|e| panic!("/metrics: {e}"))
+    }
+
     /// Waits until an event of this name says this.
     ///
     /// # Panics

@@ -1,12 +1,13 @@
 //! `fedllm-client run`: take part in a federation.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use fedllm_models::lora;
-use fedllm_shared::{Adapter, DeclineReason, ErrorCode, LoraSpec};
+use fedllm_shared::{Adapter, DeclineReason, ErrorCode, HeldOutScore, LoraSpec};
 use serde::Serialize;
 
 use super::model::{load, open_base, training_memory};
@@ -15,6 +16,7 @@ use super::{Global, net_hint, runtime};
 use crate::base::{Base, ModelArgs};
 use crate::exit::{Code, Explain};
 use crate::governor;
+use crate::held_out::hold_out;
 use crate::ledger::{Ledger, Meter};
 use crate::net::{Congestion, DialOptions, NetError, QuicDialer};
 use crate::session::{Ending, Session, SessionError, SessionParts};
@@ -33,12 +35,18 @@ use crate::work::WorkError;
         Ctrl-C leaves after the current step; a second one at once.",
     after_help = "Example:\n  \
         fedllm-client run --shard notes.shard --model smollm2-135m-instruct\n  \
-        fedllm-client run --shard notes.shard --model model.gguf --device cpu --once --json"
+        fedllm-client run --shard notes.shard --model model.gguf --device cpu --once --json\n  \
+        fedllm-client run --shard notes.shard --model smollm2-135m-instruct --held-out 5%"
 )]
 pub(crate) struct Args {
     /// A shard that `prepare` made of your data. Given several times, they are joined in memory.
     #[arg(long, value_name = "SHARD", required = true)]
     shard: Vec<PathBuf>,
+    /// Rows that are not trained on: a shard of its own, or a part of the given ones, for example 5%.
+    /// Before it trains, the client scores each round's adapter on them and tells the server the mean
+    /// loss, the share of rows that are right, and the number of rows. Nothing is held out otherwise.
+    #[arg(long, value_name = "SHARD|PERCENT")]
+    held_out: Option<HeldOut>,
     /// The federation, if this client has joined several.
     #[arg(long, value_name = "NAME")]
     federation: Option<String>,
@@ -75,6 +83,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         .hint("stop the other one, or give this one its own --state and join again")?;
     let base = open_base(&args.model.model, global)?;
     let shard = open_shards(&args.shard, &base, global)?;
+    let (shard, held_out) = divide(shard, args.held_out.as_ref(), &base, global)?;
     let (model, selection) = load(&base, &args.model)?;
     let memory = training_memory(args.low_memory, &selection);
     let trainer = LoraTrainer::new(
@@ -95,6 +104,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         dialer: dialer.code(Code::Network)?,
         trainer: Box::new(trainer),
         shard,
+        held_out,
         store: enrollment.rounds(),
         meter: meter.clone(),
         notices: View::new(global).into_notices(),
@@ -176,11 +186,9 @@ fn joined(shards: &[Shard]) -> anyhow::Result<Shard> {
         .iter()
         .any(|shard| shard.template() != first.template())
     {
-        return Err(anyhow::anyhow!(
-            "the shards were made with different templates"
-        ))
-        .code(Code::Data)
-        .hint("prepare them again with the same --template");
+        return Err(anyhow!("the shards were made with different templates"))
+            .code(Code::Data)
+            .hint("prepare them again with the same --template");
     }
     let mut builder = ShardBuilder::new();
     for shard in shards {
@@ -197,6 +205,72 @@ fn joined(shards: &[Shard]) -> anyhow::Result<Shard> {
             .max()
             .unwrap_or_default(),
     }))
+}
+
+/// What is trained on, and what is held out.
+fn divide(
+    shard: Shard,
+    held_out: Option<&HeldOut>,
+    base: &Base,
+    global: &Global,
+) -> anyhow::Result<(Shard, Option<Shard>)> {
+    let few = HeldOutScore::MIN_ROWS;
+    let why = format!("at least {few} rows must be held out: the mean of one row is that row");
+    match held_out {
+        None => Ok((shard, None)),
+        Some(HeldOut::Share(share)) => {
+            let (trained, held_out) = hold_out(&shard, *share)
+                .with_context(|| {
+                    let (percent, rows) = (100.0 * share, shard.units());
+                    format!("{percent}% of {rows} rows is too little to hold out")
+                })
+                .code(Code::Data)
+                .hint(why)?;
+            Ok((trained, Some(held_out)))
+        }
+        Some(HeldOut::Shard(path)) => {
+            let held_out = open_shards(std::slice::from_ref(path), base, global)?;
+            if held_out.kind() != shard.kind() || held_out.template() != shard.template() {
+                return Err(anyhow!(
+                    "{} has {} and the shard {}, or another template",
+                    path.display(),
+                    held_out.kind(),
+                    shard.kind()
+                ))
+                .code(Code::Data)
+                .hint("prepare both from rows of one kind, with the same --template");
+            }
+            if held_out.units() < few as usize {
+                return Err(anyhow!("{} has {} rows", path.display(), held_out.units()))
+                    .code(Code::Data)
+                    .hint(why);
+            }
+            Ok((shard, Some(held_out)))
+        }
+    }
+}
+
+/// What `--held-out` names.
+#[derive(Clone, Debug, PartialEq)]
+enum HeldOut {
+    /// A shard.
+    Shard(PathBuf),
+    /// This share of the shard that is trained on otherwise.
+    Share(f64),
+}
+
+impl FromStr for HeldOut {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.strip_suffix('%') else {
+            return Ok(Self::Shard(text.into()));
+        };
+        match percent.trim().parse::<f64>() {
+            Ok(percent) if percent > 0.0 && percent <= 50.0 => Ok(Self::Share(percent / 100.0)),
+            _ => Err("a part is above 0% and at most 50%".to_owned()),
+        }
+    }
 }
 
 fn data<T>(result: Result<T, ShardError>) -> anyhow::Result<T> {
@@ -360,4 +434,21 @@ fn training(source: &WorkError) -> (Code, String) {
 /// Spreads this client's waiting times from the others'.
 fn seed() -> u64 {
     getrandom::u64().unwrap_or_else(|_| std::process::id().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_ends_with_a_percent_sign() {
+        assert_eq!("5%".parse(), Ok(HeldOut::Share(0.05)));
+        assert_eq!(
+            "rows.shard".parse(),
+            Ok(HeldOut::Shard("rows.shard".into()))
+        );
+        for wrong in ["0%", "-1%", "51%", "nan%", "some%", "%"] {
+            assert!(wrong.parse::<HeldOut>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -68,6 +68,15 @@ impl View {
                 self.training.reset();
                 self.training.set_length(u64::from(*steps));
             }
+            Notice::Scored {
+                round,
+                loss,
+                accuracy,
+                rows,
+            } => tracing::info!(
+                "round {round}: loss {loss:.4} and {:.1}% right on {rows} held-out rows",
+                100.0 * accuracy
+            ),
             Notice::Step { step, loss, .. } => {
                 self.training.set_message(format!("loss {loss:.4}"));
                 self.training.set_position(u64::from(*step));

@@ -113,6 +113,7 @@ fn kind(message: &ClientMessage) -> Kind {
         ClientMessage::Hello(_) => Kind::Hello,
         ClientMessage::Progress { .. } => Kind::Progress,
         ClientMessage::Offer(_) => Kind::Offer,
+        ClientMessage::Evaluated { .. } => Kind::Evaluation,
         ClientMessage::Accept { .. }
         | ClientMessage::Decline { .. }
         | ClientMessage::Failed { .. }

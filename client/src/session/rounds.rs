@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fedllm_shared::{FailReason, ParticipantInput, RefuseReason, RoundId, UpdateOffer};
+use fedllm_shared::{
+    FailReason, HeldOutScore, ParticipantInput, RefuseReason, RoundId, UpdateOffer,
+};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -12,7 +14,7 @@ use crate::ledger::{Outcome, RoundRecord};
 use crate::net::{self, Dial, NetError, Transport};
 use crate::notice::Notice;
 use crate::train::{StepReport, TrainError};
-use crate::work::{Update, WorkError};
+use crate::work::{Update, WorkError, WorkReport};
 
 /// The server hears of the training at most this often.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -52,7 +54,11 @@ impl<D: Dial> Session<D> {
                     None
                 }
             },
-            Report::Step(step) => {
+            Report::Work(WorkReport::Scored(score)) => {
+                self.scored(job.task().round, score);
+                Some(job)
+            }
+            Report::Work(WorkReport::Step(step)) => {
                 self.step(job.task().round, step);
                 Some(job)
             }
@@ -95,6 +101,16 @@ impl<D: Dial> Session<D> {
                 loss,
             });
         }
+    }
+
+    pub(super) fn scored(&mut self, round: RoundId, score: HeldOutScore) {
+        (self.notices)(Notice::Scored {
+            round: round.0,
+            loss: score.loss,
+            accuracy: score.accuracy,
+            rows: score.rows,
+        });
+        self.input(ParticipantInput::Scored { round, score });
     }
 
     pub(super) fn trained(&mut self, update: Update) {

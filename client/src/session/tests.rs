@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fedllm_shared::{
     BlobRequest, BlobResponse, CHUNK_BYTES, ClientMessage, Codec, Delta, Digest, Factors,
-    FailReason, LocalOptimizer, LocalRule, LocalSpec, ObjectiveSpec, RoundId, RoundOutcome,
-    RoundSummary, RunId, Targets, TensorSpec, TrainTask, UpdateMetrics, VariateForm, VariateOrigin,
-    Welcome, decode_delta, encode_adapter, update_layout,
+    FailReason, HeldOutScore, LocalOptimizer, LocalRule, LocalSpec, ObjectiveSpec, RoundId,
+    RoundOutcome, RoundSummary, RunId, Targets, TensorSpec, TrainTask, UpdateMetrics, VariateForm,
+    VariateOrigin, Welcome, decode_delta, encode_adapter, update_layout,
 };
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
@@ -19,7 +19,7 @@ use super::*;
 use crate::ledger::Kind;
 use crate::net::{LoopbackServer, LoopbackTransport, loopback};
 use crate::shard::{RowSink, ShardBuilder, ShardOrigin};
-use crate::train::{FitRequest, LocalUpdate, StepReport, TrainError, VariateStep};
+use crate::train::{FitRequest, LocalUpdate, ScoreRequest, StepReport, TrainError, VariateStep};
 
 const RUN: RunId = RunId([7; 16]);
 const STEPS: u32 = 3;
@@ -91,6 +91,14 @@ impl Trainer for Pretender {
         })
     }
 
+    fn score(&mut self, request: ScoreRequest<'_>) -> Result<HeldOutScore, TrainError> {
+        Ok(HeldOutScore {
+            loss: 1.5,
+            accuracy: 0.5,
+            rows: request.shard.units() as u32,
+        })
+    }
+
     fn base(&self) -> Digest {
         Digest::of(b"base")
     }
@@ -129,6 +137,7 @@ struct Case {
     notices: Arc<Mutex<Vec<Notice>>>,
     stop: StopFlag,
     max_rounds: Option<u64>,
+    held_out: Option<Shard>,
     step: Duration,
     failures: Vec<TrainError>,
 }
@@ -152,6 +161,7 @@ impl Case {
             notices: Arc::default(),
             stop: StopFlag::new(),
             max_rounds: None,
+            held_out: None,
             step: Duration::from_millis(5),
             failures: Vec::new(),
         }
@@ -170,6 +180,7 @@ impl Case {
             dialer: Dialer(sender),
             trainer: Box::new(trainer),
             shard: shard(),
+            held_out: self.held_out.clone(),
             store: RoundStore::at(self.folder.path()),
             meter: self.meter.clone(),
             notices: Box::new(move |notice| notices.lock().unwrap().push(notice)),
@@ -713,4 +724,46 @@ async fn on_a_full_disk_the_update_is_sent_and_the_client_ends_with_an_error() {
     let error = client.await.unwrap().unwrap_err();
     assert!(matches!(error, SessionError::State(_)), "{error}");
     assert_eq!(case.meter.ledger().rounds_received, 1);
+}
+
+#[tokio::test]
+async fn held_out_rows_are_scored_before_training_and_only_means_are_sent() {
+    let mut case = Case::new(1);
+    case.max_rounds = Some(1);
+    case.held_out = Some(shard().subset(&[0, 1, 0, 1, 0]));
+    let (session, mut connections) = case.start();
+    let (mut server, hello) = connections.next().await;
+    assert_eq!(hello.shard_rows, 2, "held-out rows are not among them");
+    server.give(&case, 0).await;
+    let said = server.hear().await;
+    let score = HeldOutScore {
+        loss: 1.5,
+        accuracy: 0.5,
+        rows: 5,
+    };
+    let round = RoundId(0);
+    assert_eq!(said, ClientMessage::Evaluated { round, score });
+    server.offer().await;
+    assert_eq!(case.fits(), 1);
+    case.stop.stop();
+    session.await.unwrap().unwrap();
+    assert_eq!(case.meter.ledger().sent(Kind::Evaluation).count, 1);
+    let notices = case.notices.lock().unwrap();
+    let scored = notices
+        .iter()
+        .any(|notice| matches!(notice, Notice::Scored { rows: 5, .. }));
+    assert!(scored, "{notices:?}");
+}
+
+#[tokio::test]
+async fn a_few_held_out_rows_are_scored_and_not_reported() {
+    let mut case = Case::new(1);
+    case.held_out = Some(shard());
+    let (session, mut connections) = case.start();
+    let (mut server, _) = connections.next().await;
+    server.give(&case, 0).await;
+    server.offer().await;
+    case.stop.stop();
+    session.await.unwrap().unwrap();
+    assert_eq!(case.meter.ledger().sent(Kind::Evaluation).count, 0);
 }

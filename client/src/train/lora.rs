@@ -12,12 +12,13 @@ use fedllm_models::train::{
 };
 use fedllm_models::{Batch, CausalLm};
 use fedllm_shared::{
-    Adapter, Delta, Digest, Layout, LocalRule, LocalSpec, LoraSpec, ObjectiveSpec,
+    Adapter, Delta, Digest, HeldOutScore, Layout, LocalRule, LocalSpec, LoraSpec, ObjectiveSpec,
     PreferenceMetrics, RunId, UpdateMetrics,
 };
 
-use super::{FitRequest, LocalUpdate, StepReport, TrainError, Trainer, VariateStep};
+use super::{FitRequest, LocalUpdate, ScoreRequest, StepReport, TrainError, Trainer, VariateStep};
 use crate::governor::StopFlag;
+use crate::held_out::{Rewards, ScoreError, score_units};
 use crate::shard::{Batcher, Shard};
 
 /// Trains on a shard as a task says.
@@ -84,6 +85,37 @@ impl Trainer for LoraTrainer {
                 .map(|optimizer| (task.run, optimizer));
         }
         update(&request, outcome, trained)
+    }
+
+    fn score(&mut self, request: ScoreRequest<'_>) -> Result<HeldOutScore, TrainError> {
+        let (task, model) = (request.task, &*self.model);
+        let on_device = |adapter: &Adapter| {
+            let lora = Lora::new(model.config(), &task.lora, adapter, model.device());
+            lora.map_err(|error| TrainError::Incompatible {
+                reason: error.to_string(),
+            })
+        };
+        let lora = on_device(request.global)?;
+        let reference = request.reference.map(on_device).transpose()?;
+        let rewards = Rewards {
+            beta: match &task.objective {
+                ObjectiveSpec::Dpo(spec) => spec.beta,
+                ObjectiveSpec::Sft => 0.0,
+            },
+            reference: reference.as_ref(),
+        };
+        let scores = score_units(model, Some(&lora), rewards, request.shard, request.stop);
+        let scores = scores.map_err(|error| match error {
+            ScoreError::Stopped => TrainError::Stopped {
+                step: 0,
+                steps: task.local.steps,
+            },
+            ScoreError::Device(reason) => TrainError::Device {
+                device: self.device.clone(),
+                reason,
+            },
+        })?;
+        Ok(scores.mean())
     }
 
     fn base(&self) -> Digest {

@@ -5,7 +5,8 @@ mod lora;
 use std::sync::Arc;
 
 use fedllm_shared::{
-    Adapter, Delta, Digest, Layout, LoraSpec, PreferenceMetrics, TrainTask, UpdateMetrics,
+    Adapter, Delta, Digest, HeldOutScore, Layout, LoraSpec, PreferenceMetrics, TrainTask,
+    UpdateMetrics,
 };
 use thiserror::Error;
 
@@ -30,6 +31,20 @@ pub struct FitRequest<'a> {
     pub stop: &'a StopFlag,
     /// Is told of every step.
     pub on_step: &'a mut dyn FnMut(StepReport),
+}
+
+/// What scoring an adapter on held-out rows needs.
+pub struct ScoreRequest<'a> {
+    /// What the server asks for.
+    pub task: &'a TrainTask,
+    /// The shared adapter.
+    pub global: &'a Adapter,
+    /// The adapter that the policy is compared with, unless that is the base.
+    pub reference: Option<&'a Adapter>,
+    /// The rows.
+    pub shard: &'a Shard,
+    /// Asks for the end after the current batch.
+    pub stop: &'a StopFlag,
 }
 
 /// SCAFFOLD's control variates, over the factors that are trained.
@@ -136,6 +151,13 @@ pub trait Trainer: Send {
     ///
     /// [`TrainError`]; no update exists then.
     fn fit(&mut self, request: FitRequest<'_>) -> Result<LocalUpdate, TrainError>;
+
+    /// Measures the shared adapter on rows that are held out, before it is trained.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`].
+    fn score(&mut self, request: ScoreRequest<'_>) -> Result<HeldOutScore, TrainError>;
 
     /// The fingerprint of the base model.
     fn base(&self) -> Digest;

@@ -104,6 +104,7 @@ async fn show_metrics(State(admin): State<Arc<Admin>>) -> Response {
         admin
             .metrics
             .clients(status.clients.len(), connected, training);
+        admin.metrics.scores(&status.scores);
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], admin.metrics.text()).into_response()

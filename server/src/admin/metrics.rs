@@ -1,6 +1,7 @@
 //! Counters and gauges in the OpenMetrics text format.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::store::VersionScore;
 
 /// What the server counts. Clones share their counters.
 #[derive(Clone)]
@@ -23,6 +26,21 @@ pub(crate) struct Metrics {
     updates: Counter,
     rejected: Family<Reason, Counter>,
     violations: Counter,
+    scores: Scores,
+}
+
+/// The newest score by whom it is from.
+#[derive(Clone, Default)]
+struct Scores {
+    version: Family<By, Gauge>,
+    rows: Family<By, Gauge>,
+    loss: Family<By, Gauge<f64, AtomicU64>>,
+    accuracy: Family<By, Gauge<f64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    by: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,6 +71,7 @@ impl Metrics {
             updates: Counter::default(),
             rejected: Family::default(),
             violations: Counter::default(),
+            scores: Scores::default(),
         };
         let mut registry = Registry::with_prefix("fedllm");
         registry.register(
@@ -91,6 +110,26 @@ impl Metrics {
             "Connections closed because the client broke the protocol",
             metrics.violations.clone(),
         );
+        registry.register(
+            "evaluation_version",
+            "The newest version of the adapter that was evaluated on held-out rows",
+            metrics.scores.version.clone(),
+        );
+        registry.register(
+            "evaluation_rows",
+            "The held-out rows of that evaluation",
+            metrics.scores.rows.clone(),
+        );
+        registry.register(
+            "evaluation_loss",
+            "The mean loss of a held-out row in that evaluation, in nats",
+            metrics.scores.loss.clone(),
+        );
+        registry.register(
+            "evaluation_accuracy",
+            "The share of held-out rows that are right in that evaluation",
+            metrics.scores.accuracy.clone(),
+        );
         metrics.registry = Arc::new(registry);
         metrics
     }
@@ -120,6 +159,28 @@ impl Metrics {
             let gauge = self.clients.get_or_create(&State { state });
             gauge.set(count as i64);
         }
+    }
+
+    /// Sets the gauges of the newest scores.
+    pub(crate) fn scores(&self, scores: &[VersionScore]) {
+        let newest = scores.iter().rev();
+        let clients = newest.clone().find_map(|s| Some((s.version, s.clients?)));
+        if let Some((version, score)) = clients {
+            self.score(
+                "clients",
+                (version, score.rows),
+                (score.loss, score.accuracy),
+            );
+        }
+    }
+
+    fn score(&self, by: &'static str, (version, rows): (u64, u64), (loss, accuracy): (f64, f64)) {
+        let (by, scores) = (By { by }, &self.scores);
+        let count = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        scores.version.get_or_create(&by).set(count(version));
+        scores.rows.get_or_create(&by).set(count(rows));
+        scores.loss.get_or_create(&by).set(loss);
+        scores.accuracy.get_or_create(&by).set(accuracy);
     }
 
     pub(crate) fn update_accepted(&self, tokens: u64) {
@@ -157,6 +218,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use fedllm_shared::ClientsScore;
+
     use super::*;
 
     #[test]
@@ -170,6 +233,16 @@ mod tests {
         metrics.bytes_received(20);
         metrics.round_closed(Duration::from_secs(7));
         metrics.protocol_violation();
+        let clients = ClientsScore {
+            clients: 2,
+            rows: 30,
+            loss: 1.5,
+            accuracy: 0.25,
+        };
+        metrics.scores(&[VersionScore {
+            version: 7,
+            clients: Some(clients),
+        }]);
         let text = metrics.text();
         for line in [
             "fedllm_round 3",
@@ -180,6 +253,10 @@ mod tests {
             "fedllm_bytes_total{dir=\"up\"} 20",
             "fedllm_update_rejected_total{reason=\"non_finite\"} 1",
             "fedllm_protocol_violations_total 1",
+            "fedllm_evaluation_version{by=\"clients\"} 7",
+            "fedllm_evaluation_rows{by=\"clients\"} 30",
+            "fedllm_evaluation_loss{by=\"clients\"} 1.5",
+            "fedllm_evaluation_accuracy{by=\"clients\"} 0.25",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

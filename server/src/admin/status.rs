@@ -5,6 +5,8 @@ use std::fmt;
 use fedllm_shared::{ClientId, RunId};
 use serde::{Deserialize, Serialize};
 
+use crate::store::VersionScore;
+
 /// A moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -24,6 +26,9 @@ pub struct Status {
     pub clients: Vec<ClientStatus>,
     /// Every closed round, oldest first.
     pub history: Vec<ClosedRound>,
+    /// What is known of how versions do on held-out rows, oldest first.
+    #[serde(default)]
+    pub scores: Vec<VersionScore>,
     /// Bytes of blobs sent since the server started.
     pub bytes_sent: u64,
     /// Bytes of blobs received since the server started.
@@ -197,6 +202,16 @@ impl fmt::Display for Status {
         for round in &self.history {
             writeln!(f, "{round}")?;
         }
+        if !self.scores.is_empty() {
+            writeln!(
+                f,
+                "\n{:>7} {:<14} {:>8} {:>8} {:>8} {:>7}",
+                "version", "held-out rows", "rows", "loss", "±", "right"
+            )?;
+        }
+        for score in &self.scores {
+            write!(f, "{score}")?;
+        }
         Ok(())
     }
 }
@@ -233,6 +248,24 @@ impl fmt::Display for ClosedRound {
     }
 }
 
+/// A line for clients' rows, and one for the operator's.
+impl fmt::Display for VersionScore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |whose: &str, rows, loss: f64, error: &str, accuracy: f64| {
+            let (version, right) = (self.version, 100.0 * accuracy);
+            writeln!(
+                f,
+                "{version:>7} {whose:<14} {rows:>8} {loss:>8.4} {error:>8} {right:>6.1}%"
+            )
+        };
+        if let Some(score) = &self.clients {
+            let whose = format!("of {} clients", score.clients);
+            line(&whose, score.rows, score.loss, "", score.accuracy)?;
+        }
+        Ok(())
+    }
+}
+
 /// A count of bytes for people.
 pub(crate) struct Bytes(pub(crate) u64);
 
@@ -263,6 +296,8 @@ pub(crate) fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fedllm_shared::ClientsScore;
+
     use super::*;
 
     fn status() -> Status {
@@ -303,6 +338,15 @@ mod tests {
                 bytes: 3 << 20,
                 seconds: 12.0,
             }],
+            scores: vec![VersionScore {
+                version: 1,
+                clients: Some(ClientsScore {
+                    clients: 3,
+                    rows: 40,
+                    loss: 2.5,
+                    accuracy: 0.125,
+                }),
+            }],
             bytes_sent: 1536,
             bytes_received: 12,
         }
@@ -323,6 +367,7 @@ mod tests {
             "1.5 KiB sent, 12 B received",
             "alice                training        120        3/10   1.5000  CPU",
             "     1        3        0   2.2500     0.5000    3.0 MiB      12.0",
+            "      1 of 3 clients         40   2.5000            12.5%",
         ] {
             assert!(table.contains(part), "{part:?} is not in:\n{table}");
         }

@@ -369,14 +369,22 @@ impl Watcher for Bar {
             format!("; {} {:.3}{accuracy}", scores.arm, scores.loss)
         });
         let measured: String = measured.take(3).collect();
+        let held_out = round.held_out.map(|scores| {
+            let (rows, clients) = (scores.rows, scores.clients);
+            format!(
+                "; {:.3} before it on {rows} rows of {clients} clients",
+                scores.loss
+            )
+        });
         let line = format!(
-            "round {}/{rounds}: loss {:.4}, {} of {} updates, drift {:.2}{}{measured}",
+            "round {}/{rounds}: loss {:.4}, {} of {} updates, drift {:.2}{}{measured}{}",
             round.round + 1,
             round.loss,
             round.updates,
             round.cohort,
             round.drift,
             gap.unwrap_or_default(),
+            held_out.unwrap_or_default(),
         );
         match self.bar.is_hidden() {
             true => eprintln!("{line}"),

@@ -172,6 +172,7 @@ impl Host {
             round,
             clients,
             history: self.store.rounds()?,
+            scores: self.store.scores()?,
             bytes_sent,
             bytes_received,
         })

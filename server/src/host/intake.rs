@@ -102,6 +102,11 @@ impl Host {
             },
             ClientMessage::Offer(offer) => CoordinatorInput::Offered { client, offer },
             ClientMessage::Leaving => CoordinatorInput::Leave { client },
+            ClientMessage::Evaluated { round, score } => CoordinatorInput::Evaluated {
+                client,
+                round,
+                score,
+            },
             ClientMessage::Progress {
                 round,
                 step,

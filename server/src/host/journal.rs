@@ -6,7 +6,7 @@ use fedllm_shared::{ClientId, Event, EventRecord, Timestamp, VariateOrigin};
 use tracing::{debug, info, warn};
 
 use crate::admin::{ClosedRound, Metrics};
-use crate::store::{AcceptedUpdate, Commit};
+use crate::store::{AcceptedUpdate, Commit, NewScore};
 
 /// What is to be made durable next, and what the present round has come to.
 pub(super) struct Journal {
@@ -65,6 +65,10 @@ impl Journal {
                     metrics: metrics.clone(),
                 };
                 self.commit.updates.insert((*round, *client), Some(update));
+            }
+            Event::ClientEvaluated { version, score, .. } => {
+                let score = NewScore::Client(*score);
+                self.commit.scores.push((*version, score));
             }
             Event::UpdateRejected { round, client, .. } => {
                 self.commit.updates.insert((*round, *client), None);
@@ -209,6 +213,19 @@ impl Journal {
                 drift = report.drift,
                 gap = report.gap,
                 "a round closed"
+            ),
+            Event::ClientEvaluated {
+                round,
+                client,
+                score,
+                ..
+            } => info!(
+                round = round.0,
+                client = who(client),
+                loss = score.loss,
+                accuracy = score.accuracy,
+                rows = score.rows,
+                "a client evaluated the adapter"
             ),
             Event::RunFinished { version, .. } => {
                 info!(version = version.0, "the run is finished");

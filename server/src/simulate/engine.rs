@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use fedllm_client::{
     Batcher, LoraTrainer, RoundStore, RoundWork, Shard, StateError, StopFlag, Trainer, WorkError,
-    check_task, task_blobs,
+    WorkReport, check_task, hold_out, task_blobs,
 };
 use fedllm_shared::{
-    Adapter, ClientId, ClientMessage, Coordinator, CoordinatorAction, CoordinatorInput,
-    CoordinatorPhase, Digest, ErrorCode, Experiment, FailReason, Hello, MemberState, Models,
-    PROTOCOL, ParticipantAction, ParticipantInput, RoundId, RunId, RunPlan, ServerMessage,
-    ServerState, SnapshotError, Timestamp, TrainTask, UpdateOffer, VariateOrigin,
+    Adapter, ClientId, ClientMessage, ClientsScore, Coordinator, CoordinatorAction,
+    CoordinatorInput, CoordinatorPhase, Digest, ErrorCode, Experiment, FailReason, Hello,
+    MemberState, Models, PROTOCOL, ParticipantAction, ParticipantInput, RoundId, RunId, RunPlan,
+    ServerMessage, ServerState, SnapshotError, Timestamp, TrainTask, UpdateOffer, VariateOrigin,
 };
 use thiserror::Error;
 
@@ -260,12 +260,17 @@ impl Simulation {
         for (index, (name, shard)) in parts.owners.into_iter().enumerate() {
             let index = index as u32;
             let folder = parts.folder.join("clients").join(format!("{index:06}"));
+            let (shard, held_out) = match hold_out(&shard, experiment.evaluation.clients) {
+                Some((shard, held_out)) => (shard, Some(held_out)),
+                None => (shard, None),
+            };
             simulation.clients.push(VirtualClient {
                 index,
                 name,
                 store: RoundStore::scratch(&folder),
                 participant: fresh_participant(simulation.hello.clone(), index),
                 shard,
+                held_out,
                 update: None,
                 link: None,
             });
@@ -540,7 +545,10 @@ impl Simulation {
         let bytes = task_blobs(task).iter().map(|blob| blob.len).sum();
         self.round.bytes_down += bytes;
         self.round.asked.insert(client, self.now);
-        let tokens = tokens_of(task, &self.clients[client].shard);
+        let who = &self.clients[client];
+        // Scoring only goes forward, which is about a third of a step.
+        let scored = who.held_out.as_ref().map_or(0, Shard::tokens) / 3;
+        let tokens = tokens_of(task, &who.shard) + scored;
         // One number for each opening, so that a round that opens again does not fail the same way.
         let attempt = self.coordinator.status().attempt;
         let opening = round.0 * u64::from(MOST_MISSED) + u64::from(attempt);
@@ -582,10 +590,13 @@ impl Simulation {
             task: &task,
             layout: &layout,
             shard: &who.shard,
+            held_out: who.held_out.as_ref(),
             store: &who.store,
         };
-        let mut report = |step: fedllm_client::StepReport| {
-            on_step(&who.name, step.step, step.steps, step.loss);
+        let mut scored = None;
+        let mut report = |report| match report {
+            WorkReport::Scored(score) => scored = Some(score),
+            WorkReport::Step(step) => on_step(&who.name, step.step, step.steps, step.loss),
         };
         let input = match work.run(&mut self.trainer, &blobs, &self.stop, &mut report) {
             Ok(update) => {
@@ -610,6 +621,10 @@ impl Simulation {
             }
             Err(error) => return Err(failed(error)),
         };
+        if let Some(score) = scored {
+            let scored = ParticipantInput::Scored { round, score };
+            who.participant.handle(scored, self.now);
+        }
         who.participant.handle(input, self.now);
         Ok(())
     }
@@ -686,6 +701,11 @@ impl Simulation {
             },
             ClientMessage::Offer(offer) => CoordinatorInput::Offered { client: id, offer },
             ClientMessage::Leaving => CoordinatorInput::Leave { client: id },
+            ClientMessage::Evaluated { round, score } => CoordinatorInput::Evaluated {
+                client: id,
+                round,
+                score,
+            },
             ClientMessage::Progress { .. } => return Ok(()),
         };
         self.feed(input);
@@ -788,6 +808,7 @@ impl Simulation {
                 _ => None,
             })
             .collect();
+        let scores = members.values().filter_map(|member| member.score.as_ref());
         let weights: f64 = clients.iter().map(|client| client.weight).sum();
         let losses = clients.iter().map(|c| c.weight * f64::from(c.loss_mean));
         RoundMetrics {
@@ -810,6 +831,7 @@ impl Simulation {
             bytes_down: self.round.bytes_down,
             train_seconds: self.round.train_seconds,
             seconds: self.round.began.elapsed().as_secs_f64(),
+            held_out: ClientsScore::of(scores),
             clients,
             evaluations: Vec::new(),
         }

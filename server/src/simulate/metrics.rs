@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use fedllm_shared::ClientsScore;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -57,6 +58,9 @@ pub struct RoundMetrics {
     pub train_seconds: f64,
     /// Wall-clock seconds of the whole round.
     pub seconds: f64,
+    /// How the adapter that the round began with does on rows that clients hold out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<ClientsScore>,
     /// Each client whose update counted, in the order of their numbers.
     pub clients: Vec<ClientRound>,
     /// What was measured after the round.
@@ -343,6 +347,12 @@ pub(super) mod tests {
             bytes_down: 3000,
             train_seconds: 1.5,
             seconds: 2.0,
+            held_out: Some(ClientsScore {
+                clients: 2,
+                rows: 20,
+                loss: 1.25,
+                accuracy: 0.25,
+            }),
             clients: vec![client(0), client(7)],
             evaluations: vec![Evaluation {
                 arm: "global".into(),

@@ -133,6 +133,15 @@ fn scalars(round: &RoundMetrics) -> Vec<(String, f64)> {
     };
     optional("update/gap".into(), round.gap);
     optional("update/discarded".into(), round.discarded);
+    let held_out = round.held_out;
+    optional(
+        "clients/held_out_loss".into(),
+        held_out.map(|score| score.loss),
+    );
+    optional(
+        "clients/held_out_accuracy".into(),
+        held_out.map(|score| score.accuracy),
+    );
     for evaluation in &round.evaluations {
         let arm = evaluation.arm.replace('/', "_");
         optional(format!("loss/{arm}"), Some(evaluation.loss));
@@ -277,6 +286,7 @@ mod tests {
         assert_eq!(value("train/loss"), Some(1.5));
         assert_eq!(value("update/gap"), Some(0.125));
         assert_eq!(value("update/discarded"), None);
+        assert_eq!(value("clients/held_out_loss"), Some(1.25));
         assert_eq!(value("loss/local mean_é"), Some(1.5));
         let mut file = Vec::new();
         let mut writer = EventWriter::new(&mut file, 0.0).unwrap();

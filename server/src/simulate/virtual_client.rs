@@ -17,8 +17,10 @@ pub(super) struct VirtualClient {
     pub(super) index: u32,
     /// The name of its owner.
     pub(super) name: String,
-    /// Its rows.
+    /// The rows that it trains on.
     pub(super) shard: Shard,
+    /// The rows that it scores adapters on.
+    pub(super) held_out: Option<Shard>,
     /// Where its control variate is kept.
     pub(super) store: RoundStore,
     /// Its side of the run.

@@ -4,6 +4,7 @@ mod dir;
 mod enrolment;
 mod memory;
 mod run;
+mod scores;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ pub(crate) use enrolment::Invitation;
 pub use enrolment::{EnrolledClient, TokenRefusal};
 pub(crate) use memory::MemoryBlobs;
 pub(crate) use run::{AcceptedUpdate, Commit, RunStore};
+pub(crate) use scores::NewScore;
+pub use scores::VersionScore;
 
 /// Where blobs are: a directory for a server, memory for a simulation.
 pub(crate) trait BlobStore {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::enrolment::{CLIENTS, INVITATIONS};
+use super::scores::{NewScore, SCORES, add_scores};
 
 const FORMAT: u64 = 1;
 
@@ -53,6 +54,8 @@ pub(crate) struct Commit {
     pub(crate) version: Option<(ModelVersion, BlobRef)>,
     /// What a closed round came to, for people.
     pub(crate) round: Option<(RoundId, serde_json::Value)>,
+    /// What is newly known of versions.
+    pub(crate) scores: Vec<(ModelVersion, NewScore)>,
     /// What happened, for machines.
     pub(crate) events: Vec<EventRecord>,
 }
@@ -104,6 +107,7 @@ impl RunStore {
             transaction.open_table(VERSIONS)?;
             transaction.open_table(ROUNDS)?;
             transaction.open_table(EVENTS)?;
+            transaction.open_table(SCORES)?;
             Ok(Ok(()))
         })?;
         Ok(store)
@@ -142,6 +146,9 @@ impl RunStore {
                 transaction
                     .open_table(ROUNDS)?
                     .insert(round.0, json(report).as_slice())?;
+            }
+            if let Err(error) = add_scores(transaction, &commit.scores)? {
+                return Ok(Err(error));
             }
             append_events(transaction, &commit.events)?;
             let mut state = transaction.open_table(STATE)?;
@@ -270,7 +277,7 @@ impl RunStore {
             .collect()
     }
 
-    fn rows(
+    pub(super) fn rows(
         &self,
         table: TableDefinition<'static, u64, &'static [u8]>,
         from: u64,

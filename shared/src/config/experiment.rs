@@ -124,6 +124,8 @@ pub struct EvaluationConfig {
     pub every: u64,
     /// Whether the base model is measured too.
     pub base: bool,
+    /// The share of its rows that each client holds out, to score each round's adapter on.
+    pub clients: f64,
 }
 
 /// What is kept.
@@ -196,6 +198,7 @@ section!(RawExtent {
 section!(RawEvaluation {
     every: u64 = 0,
     base: bool = true,
+    clients: f64 = 0.0,
 });
 section!(RawOutput {
     adapter_every: u64 = 0,
@@ -261,6 +264,7 @@ impl Experiment {
             evaluation: EvaluationConfig {
                 every: raw.evaluation.every,
                 base: raw.evaluation.base,
+                clients: file.bound("evaluation.clients", raw.evaluation.clients, 0.0, 0.5)?,
             },
             output: OutputConfig {
                 adapter_every: raw.output.adapter_every,
@@ -382,6 +386,11 @@ mod tests {
                 "[data]\ndataset = \"a\"\n[strategy]\nname = \"fedadgrad\"",
                 Some(4),
                 "fedadagrad",
+            ),
+            (
+                "[data]\ndataset = \"a\"\n[evaluation]\nclients = 1.0",
+                Some(4),
+                "evaluation.clients must be 0 to 0.5",
             ),
             (
                 "[data]\ndataset = \"a\"\n[devices]\ndrop_out = 2.0",

@@ -11,7 +11,7 @@ use super::seed::derive;
 use crate::id::{ClientId, RoundId};
 use crate::metric::Mean;
 use crate::strategy::Compat;
-use crate::wire::{BlobRef, UpdateMetrics, UpdateOffer, VariateOrigin};
+use crate::wire::{BlobRef, HeldOutScore, UpdateMetrics, UpdateOffer, VariateOrigin};
 
 /// A client that was asked in a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Member {
     pub state: MemberState,
     /// The update it wants to send.
     pub offer: Option<UpdateOffer>,
+    /// How the round's adapter does on rows that it holds out, if it has said so.
+    pub score: Option<HeldOutScore>,
 }
 
 /// How far a member is.

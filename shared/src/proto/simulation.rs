@@ -13,12 +13,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::adapter::{Layout, TensorSpec};
 use crate::config::Federation;
+use crate::event::Event;
 use crate::id::{ClientId, Digest, ModelVersion, RoundId, RunId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, ClientMessage, FailReason, Hello, PROTOCOL, RefuseReason, RowKind, ServerMessage,
-    TrainTask, UpdateMetrics, UpdateOffer, VariateOrigin,
+    BlobRef, ClientMessage, FailReason, HeldOutScore, Hello, PROTOCOL, RefuseReason, RowKind,
+    ServerMessage, TrainTask, UpdateMetrics, UpdateOffer, VariateOrigin,
 };
 
 const CLIENTS: usize = 4;
@@ -32,6 +33,8 @@ enum Op {
     ToClient(usize),
     /// The client says its last message once more.
     Repeat(usize),
+    /// The client has scored the adapter on rows that it holds out.
+    Score(usize),
     /// The client's training ends.
     Train(usize),
     /// The client's training fails.
@@ -62,6 +65,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => who.clone().prop_map(Op::ToServer),
         8 => who.clone().prop_map(Op::ToClient),
         1 => who.clone().prop_map(Op::Repeat),
+        3 => who.clone().prop_map(Op::Score),
         5 => who.clone().prop_map(Op::Train),
         1 => who.clone().prop_map(Op::Fail),
         5 => who.clone().prop_map(Op::Upload),
@@ -101,6 +105,8 @@ struct World {
     /// What clients have made for each round.
     made: BTreeMap<(RoundId, ClientId), BTreeSet<Digest>>,
     receipts: BTreeSet<(RoundId, ClientId, Digest)>,
+    /// Who has said how good a round's adapter is.
+    scores: BTreeSet<(RoundId, ClientId)>,
     closed: BTreeMap<RoundId, Vec<(ClientId, Digest)>>,
     crash_always: bool,
 }
@@ -162,6 +168,7 @@ impl World {
             clients: (0..CLIENTS as u64).map(client).collect(),
             made: BTreeMap::new(),
             receipts: BTreeSet::new(),
+            scores: BTreeSet::new(),
             closed: BTreeMap::new(),
             crash_always,
         };
@@ -179,6 +186,7 @@ impl World {
                     client.to_server.push_back(message);
                 }
             }
+            Op::Score(index) => self.score(index),
             Op::Train(index) => self.train(index),
             Op::Fail(index) => self.fail(index),
             Op::Upload(index) => self.upload(index),
@@ -234,6 +242,11 @@ impl World {
                 reason,
             },
             ClientMessage::Leaving => Input::Leave { client },
+            ClientMessage::Evaluated { round, score } => Input::Evaluated {
+                client,
+                round,
+                score,
+            },
             ClientMessage::Progress { .. } => return,
         };
         self.server.handle(input, self.now);
@@ -247,6 +260,19 @@ impl World {
 
     fn tell_client(&mut self, index: usize, input: ParticipantInput) {
         self.clients[index].participant.handle(input, self.now);
+    }
+
+    fn score(&mut self, index: usize) {
+        let Some(task) = &self.clients[index].training else {
+            return;
+        };
+        let round = task.round;
+        let score = HeldOutScore {
+            loss: 1.0,
+            accuracy: 0.5,
+            rows: 10,
+        };
+        self.tell_client(index, ParticipantInput::Scored { round, score });
     }
 
     fn train(&mut self, index: usize) {
@@ -443,7 +469,13 @@ impl World {
                 self.check_updates(closed.round, &closed.updates);
                 self.averaging = Some((closed.round, closed.updates));
             }
-            CoordinatorAction::Record(_) | CoordinatorAction::Finish { .. } => {}
+            CoordinatorAction::Record(record) => {
+                if let Event::ClientEvaluated { round, client, .. } = record.event {
+                    let first = self.scores.insert((round, client));
+                    assert!(first, "a client is heard once a round");
+                }
+            }
+            CoordinatorAction::Finish { .. } => {}
         }
     }
 

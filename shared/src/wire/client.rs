@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text;
 use crate::id::{Digest, ModelVersion, RoundId};
-use crate::wire::{BlobRef, RowKind};
+use crate::wire::{BlobRef, HeldOutScore, RowKind};
 
 /// A client's message on the control stream. Grows at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +45,13 @@ pub enum ClientMessage {
     },
     /// The client goes, and comes back when its owner wants it to.
     Leaving,
+    /// How the task's adapter does on rows that the client holds out. Nothing depends on it.
+    Evaluated {
+        /// The task's round.
+        round: RoundId,
+        /// The means.
+        score: HeldOutScore,
+    },
 }
 
 /// Who the client is and what it has, beyond its certificate.

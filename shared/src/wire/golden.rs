@@ -230,6 +230,21 @@ fn short_client_messages() {
         ],
     );
     golden(ClientMessage::Leaving, &[("message: Leaving", "06")]);
+    let score = HeldOutScore {
+        loss: 1.5,
+        accuracy: 0.25,
+        rows: 300,
+    };
+    golden(
+        ClientMessage::Evaluated { round, score },
+        &[
+            ("message: Evaluated", "07"),
+            ("round: 2", "02"),
+            ("loss: 1.5", "0000c03f"),
+            ("accuracy: 0.25", "0000803e"),
+            ("rows: 300", "ac02"),
+        ],
+    );
     for (reason, byte) in [
         (DeclineReason::WrongBase, "00"),
         (DeclineReason::WrongLayout, "01"),

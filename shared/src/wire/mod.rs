@@ -10,6 +10,7 @@ mod blob;
 mod client;
 mod frame;
 mod join;
+mod score;
 mod server;
 mod task;
 mod text;
@@ -27,6 +28,7 @@ pub use join::{
     JoinGrant, JoinRefusal, JoinRequest, JoinResponse, JoinToken, JoinTokenError, MAX_CSR_BYTES,
     TokenId, TokenSecret,
 };
+pub use score::{ClientsScore, HeldOutScore};
 pub use server::{
     ErrorCode, RefuseReason, RoundOutcome, RoundSummary, ServerMessage, WaitReason, Welcome,
 };

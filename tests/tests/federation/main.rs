@@ -8,6 +8,8 @@
 
 #[cfg(unix)]
 mod churn;
+#[cfg(unix)]
+mod evaluation;
 mod quickstart;
 #[cfg(unix)]
 mod simulate;

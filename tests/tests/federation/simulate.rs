@@ -217,6 +217,32 @@ fn every_strategy_learns_with_either_objective() {
 }
 
 #[test]
+fn virtual_clients_score_adapters_on_rows_of_their_own() {
+    let programs = programs();
+    let rows = data(&programs);
+    // Of 15 rows each, 6 are held out.
+    let more = "[rounds]\ncount = 3\n[local]\nsteps = 3\nbatch = 2\nlr = 1e-2\n\
+                [split]\nclients = 2\n[evaluation]\nclients = 0.4\n";
+    let file = experiment(&programs, "held-out", &rows, more);
+    simulate(&programs, &file, "held-out", &[]).ok();
+    let rounds = metrics(&programs, "held-out");
+    for round in &rounds {
+        let score = &round["held_out"];
+        assert_eq!((&score["clients"], &score["rows"]), (&json!(2), &json!(12)));
+        assert_eq!(round["clients"][0]["rows"], 9);
+    }
+    let loss = |round: usize| rounds[round]["held_out"]["loss"].as_f64().unwrap();
+    assert!(loss(2) < loss(0), "{rounds:?}");
+
+    // A twentieth of 15 rows is one row, and that is not reported.
+    let file = experiment(&programs, "few", &rows, &more.replace("0.4", "0.05"));
+    simulate(&programs, &file, "few", &[]).ok();
+    let round = &metrics(&programs, "few")[0];
+    assert!(round["held_out"].is_null());
+    assert_eq!(round["clients"][0]["rows"], 15);
+}
+
+#[test]
 fn clients_of_different_ranks_train_together() {
     let programs = programs();
     let rows = data(&programs);

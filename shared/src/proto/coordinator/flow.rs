@@ -89,6 +89,7 @@ impl Coordinator {
             facts: self.connected.get(&client).copied().unwrap_or_default(),
             attempt: self.round.attempt,
             state: MemberState::Asked,
+            score: before.as_ref().and_then(|member| member.score),
             offer: before.and_then(|member| member.offer),
         };
         self.round.members.insert(client, member);

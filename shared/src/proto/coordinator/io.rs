@@ -9,7 +9,9 @@ use crate::event::EventRecord;
 use crate::id::{ClientId, Digest, ModelVersion, RoundId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
-use crate::wire::{BlobRef, DeclineReason, FailReason, RefuseReason, ServerMessage, UpdateOffer};
+use crate::wire::{
+    BlobRef, DeclineReason, FailReason, HeldOutScore, RefuseReason, ServerMessage, UpdateOffer,
+};
 
 /// What a run is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +78,15 @@ pub enum CoordinatorInput {
         client: ClientId,
         /// The update.
         offer: UpdateOffer,
+    },
+    /// A client has evaluated the adapter on rows that it holds out.
+    Evaluated {
+        /// The client.
+        client: ClientId,
+        /// The task's round.
+        round: RoundId,
+        /// The means.
+        score: HeldOutScore,
     },
     /// An update that was awaited is complete, sound and durable.
     Stored {

@@ -21,8 +21,8 @@ use crate::id::{ClientId, Digest, ModelVersion, RoundId};
 use crate::strategy::RoundReport;
 use crate::time::Timestamp;
 use crate::wire::{
-    DeclineReason, FailReason, RefuseReason, RoundOutcome, RoundSummary, ServerMessage,
-    UpdateOffer, VariateOrigin,
+    DeclineReason, FailReason, HeldOutScore, RefuseReason, RoundOutcome, RoundSummary,
+    ServerMessage, UpdateOffer, VariateOrigin,
 };
 
 /// The server's side of a run: whom it asks, what it takes, when it averages.
@@ -63,7 +63,7 @@ enum Phase {
     Finished,
 }
 
-const SNAPSHOT_VERSION: u8 = 2;
+const SNAPSHOT_VERSION: u8 = 3;
 
 impl Coordinator {
     /// Begins a run.
@@ -130,6 +130,11 @@ impl Coordinator {
                 reason,
             } => self.failed(client, round, reason, now),
             Input::Offered { client, offer } => self.offered(client, offer, now),
+            Input::Evaluated {
+                client,
+                round,
+                score,
+            } => self.evaluated(client, round, score, now),
             Input::Stored {
                 client,
                 round,
@@ -314,6 +319,30 @@ impl Coordinator {
                 round,
                 client,
                 reason,
+            },
+        );
+        self.persist();
+    }
+
+    /// Whoever works on the round's adapter may say once how good it is. Anything else costs a
+    /// client no more than being heard.
+    fn evaluated(&mut self, client: ClientId, round: RoundId, score: HeldOutScore, now: Timestamp) {
+        if round != self.round.id || !self.is_pending(client) || !score.is_sound() {
+            return;
+        }
+        let member = self.round.members.get_mut(&client);
+        let Some(member) = member.filter(|member| member.score.is_none()) else {
+            return;
+        };
+        member.score = Some(score);
+        let version = self.version;
+        self.record(
+            now,
+            Event::ClientEvaluated {
+                round,
+                client,
+                version,
+                score,
             },
         );
         self.persist();

@@ -6,8 +6,8 @@ use crate::config::Federation;
 use crate::id::RunId;
 use crate::proto::{RoundPolicy, WeightedUpdate};
 use crate::wire::{
-    BlobRef, ErrorCode, Hello, LocalRule, PROTOCOL, RowKind, TrainTask, UpdateMetrics, VariateForm,
-    WaitReason,
+    BlobRef, ClientsScore, ErrorCode, HeldOutScore, Hello, LocalRule, PROTOCOL, RowKind, TrainTask,
+    UpdateMetrics, VariateForm, WaitReason,
 };
 
 /// What makes a sound value unsound.
@@ -724,4 +724,93 @@ fn alone_each_client_goes_on_from_its_own_adapter() {
             .collect();
         assert_eq!(task_of(&own).adapter, BlobRef::of(&[index]));
     }
+}
+
+fn score(loss: f32) -> HeldOutScore {
+    HeldOutScore {
+        loss,
+        accuracy: 0.5,
+        rows: 20,
+    }
+}
+
+fn scored(actions: &[CoordinatorAction]) -> Option<(ClientId, ModelVersion, HeldOutScore)> {
+    actions.iter().find_map(|action| match action {
+        CoordinatorAction::Record(record) => match record.event {
+            Event::ClientEvaluated {
+                client,
+                version,
+                score,
+                ..
+            } => Some((client, version, score)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+impl Host {
+    fn evaluate(&mut self, index: u8, round: u64, score: HeldOutScore) -> Vec<CoordinatorAction> {
+        self.feed(CoordinatorInput::Evaluated {
+            client: client(index),
+            round: RoundId(round),
+            score,
+        })
+    }
+}
+
+#[test]
+fn a_member_is_heard_once_on_the_adapter_it_was_sent() {
+    let mut host = Host::new(plan(2, 2, 2));
+    host.join(1);
+    host.join(2);
+    let actions = host.evaluate(1, 0, score(2.0));
+    assert_eq!(
+        scored(&actions),
+        Some((client(1), ModelVersion(0), score(2.0)))
+    );
+    assert!(actions.contains(&CoordinatorAction::Persist));
+    // Not again, also after a crash.
+    assert_eq!(host.evaluate(1, 0, score(1.0)), []);
+    host.crash();
+    host.join(1);
+    assert_eq!(host.evaluate(1, 0, score(1.0)), []);
+    assert!(scored(&host.evaluate(2, 0, score(4.0))).is_some());
+    let scores = host
+        .coordinator
+        .members()
+        .values()
+        .filter_map(|m| m.score.as_ref());
+    assert_eq!(ClientsScore::of(scores).unwrap().loss, 3.0);
+
+    host.join(2);
+    host.deliver(1, 0);
+    host.deliver(2, 0);
+    host.aggregated(0);
+    let actions = host.evaluate(1, 1, score(1.0));
+    assert_eq!(
+        scored(&actions),
+        Some((client(1), ModelVersion(1), score(1.0)))
+    );
+}
+
+#[test]
+fn other_scores_are_not_heard_and_cost_nothing_else() {
+    let mut host = Host::new(plan(1, 2, 1));
+    host.join(1);
+    host.join(2);
+    let (member, other) = match host.coordinator.members().contains_key(&client(1)) {
+        true => (1, 2),
+        false => (2, 1),
+    };
+    assert_eq!(host.evaluate(other, 0, score(1.0)), [], "not in the cohort");
+    assert_eq!(host.evaluate(member, 1, score(1.0)), [], "another round");
+    assert_eq!(host.evaluate(member, 0, score(f32::NAN)), []);
+    let few = HeldOutScore {
+        rows: 4,
+        ..score(1.0)
+    };
+    assert_eq!(host.evaluate(member, 0, few), []);
+    assert!(has_receipt(&host.deliver(member, 0), member));
+    assert_eq!(host.evaluate(member, 0, score(1.0)), [], "its work is done");
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, ModelVersion, RoundId, RunId};
 use crate::wire::{
-    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, RoundSummary, ServerMessage,
-    TrainTask, UpdateOffer, Welcome,
+    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, HeldOutScore, RoundSummary,
+    ServerMessage, TrainTask, UpdateOffer, Welcome,
 };
 
 /// What a client must remember from one start to the next.
@@ -30,6 +30,13 @@ pub enum ParticipantInput {
     Disconnected,
     /// The server said something.
     Message(ServerMessage),
+    /// The adapter's score on rows that the client holds out.
+    Scored {
+        /// The task's round.
+        round: RoundId,
+        /// The means.
+        score: HeldOutScore,
+    },
     /// A training step is done.
     Progress {
         /// The task's round.

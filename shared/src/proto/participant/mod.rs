@@ -10,8 +10,8 @@ use super::backoff::Backoff;
 use crate::id::{Digest, ModelVersion, RoundId, RunId};
 use crate::time::Timestamp;
 use crate::wire::{
-    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, Hello, RoundSummary,
-    ServerMessage, TrainTask, UpdateOffer, Welcome,
+    BlobRef, ClientMessage, DeclineReason, ErrorCode, FailReason, HeldOutScore, Hello,
+    RoundSummary, ServerMessage, TrainTask, UpdateOffer, Welcome,
 };
 
 /// How long a server may take to answer `Hello`.
@@ -81,6 +81,7 @@ impl Participant {
                 steps,
                 loss,
             } => self.progress(round, step, steps, loss),
+            Input::Scored { round, score } => self.scored(round, score),
             Input::Trained(offer) => self.trained(offer),
             Input::TrainFailed { round, reason } => {
                 self.drop_task(round, ClientMessage::Failed { round, reason });
@@ -272,6 +273,13 @@ impl Participant {
                 steps,
                 loss,
             });
+        }
+    }
+
+    /// A score that is not heard, or says nothing, is not said again.
+    fn scored(&mut self, round: RoundId, score: HeldOutScore) {
+        if self.is_training(round) && score.is_sound() {
+            self.say(ClientMessage::Evaluated { round, score });
         }
     }
 

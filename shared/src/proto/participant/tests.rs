@@ -1,8 +1,8 @@
 use super::*;
 use crate::wire::golden::task;
 use crate::wire::{
-    LocalRule, ObjectiveSpec, PreferenceLoss, PreferenceSpec, Reference, RefuseReason,
-    RoundOutcome, RowKind, UpdateMetrics, VariateOrigin,
+    HeldOutScore, LocalRule, ObjectiveSpec, PreferenceLoss, PreferenceSpec, Reference,
+    RefuseReason, RoundOutcome, RowKind, UpdateMetrics, VariateOrigin,
 };
 
 /// What makes a sound task unsound.
@@ -418,4 +418,26 @@ fn the_end_of_the_run_is_the_end() {
         actions,
         [ParticipantAction::StopTraining { round: RoundId(2) }, stop]
     );
+}
+
+#[test]
+fn a_score_is_said_while_its_round_is_worked_on() {
+    let mut session = Session::online();
+    let round = RoundId(2);
+    let score = HeldOutScore {
+        loss: 1.0,
+        accuracy: 0.5,
+        rows: 9,
+    };
+    let scored = |round, score| ParticipantInput::Scored { round, score };
+    assert_eq!(session.feed(scored(round, score)), [], "there is no task");
+    session.hear(ServerMessage::Task(Box::new(plain_task(2))));
+    let said = ClientMessage::Evaluated { round, score };
+    let said = [ParticipantAction::Send(said)];
+    assert_eq!(session.feed(scored(round, score)), said);
+    assert_eq!(session.feed(scored(RoundId(1), score)), []);
+    let few = HeldOutScore { rows: 1, ..score };
+    assert_eq!(session.feed(scored(round, few)), [], "that would be a row");
+    session.feed(ParticipantInput::Disconnected);
+    assert_eq!(session.feed(scored(round, score)), [], "nobody listens");
 }

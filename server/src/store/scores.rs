@@ -1,0 +1,100 @@
+//! How the versions of the adapter do on rows that nobody trains on.
+
+use fedllm_shared::{ClientsScore, HeldOutScore, ModelVersion};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::run::{RunStore, json, parse};
+
+pub(super) const SCORES: TableDefinition<u64, &[u8]> = TableDefinition::new("scores");
+
+/// How one version of the adapter does on rows that nobody trains on.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct VersionScore {
+    /// The version.
+    pub version: u64,
+    /// On rows that clients hold out: what they say, of the version that a round began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientsScore>,
+}
+
+/// A score that is to be added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum NewScore {
+    /// One more client's.
+    Client(HeldOutScore),
+}
+
+impl VersionScore {
+    fn add(&mut self, score: &NewScore) {
+        match score {
+            NewScore::Client(score) => self.clients.get_or_insert_default().add(score),
+        }
+    }
+}
+
+impl RunStore {
+    /// What is known of each version, oldest first.
+    pub(crate) fn scores(&self) -> Result<Vec<VersionScore>, StoreError> {
+        let rows = self.rows(SCORES, 0)?;
+        rows.iter().map(|(_, row)| parse("score", row)).collect()
+    }
+}
+
+/// Adds scores to those that are there.
+pub(super) fn add_scores(
+    transaction: &WriteTransaction,
+    scores: &[(ModelVersion, NewScore)],
+) -> Result<Result<(), StoreError>, redb::Error> {
+    for (version, score) in scores {
+        let mut table = transaction.open_table(SCORES)?;
+        let row = table.get(version.0)?.map(|row| row.value().to_vec());
+        let known = row.map(|row| parse::<VersionScore>("score", &row));
+        let mut known = match known.transpose() {
+            Ok(known) => known.unwrap_or_default(),
+            Err(error) => return Ok(Err(error)),
+        };
+        known.version = version.0;
+        known.add(score);
+        table.insert(version.0, json(&known).as_slice())?;
+    }
+    Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Commit;
+
+    #[test]
+    fn scores_of_one_version_come_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RunStore::open(folder.path()).unwrap();
+        let client = |loss| {
+            NewScore::Client(HeldOutScore {
+                loss,
+                accuracy: 0.5,
+                rows: 10,
+            })
+        };
+        for scores in [
+            vec![
+                (ModelVersion(0), client(2.0)),
+                (ModelVersion(0), client(4.0)),
+            ],
+            vec![(ModelVersion(1), client(1.0))],
+        ] {
+            let commit = Commit {
+                scores,
+                ..Commit::default()
+            };
+            store.commit(&commit).unwrap();
+        }
+        let scores = store.scores().unwrap();
+        let clients = scores[0].clients.unwrap();
+        assert_eq!((clients.clients, clients.rows, clients.loss), (2, 20, 3.0));
+        assert_eq!((scores[0].version, scores[1].version), (0, 1));
+        assert_eq!(scores[1].clients.unwrap().clients, 1);
+    }
+}
