@@ -9,6 +9,7 @@ mod aggregate;
 mod answers;
 mod api;
 mod base;
+mod central;
 pub mod cli;
 pub mod evaluate;
 mod folder;
@@ -33,6 +34,7 @@ pub use aggregate::{
     weighted_sum, weighted_sum_held,
 };
 pub use base::{Base, BaseError};
+pub use central::CentralError;
 pub use folder::{Folder, FolderError, InitOptions};
 pub use host::HostError;
 pub use net::EndpointError;

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{Admin, AdminAddress, Metrics, Status, serve};
 use crate::base::Base;
+use crate::central::{Central, CentralError};
 use crate::folder::Folder;
 use crate::host::{Ended, Host, HostError, HostHandle, HostOptions};
 use crate::net::{Context, EndpointError, EndpointKeys, bind, listen};
@@ -47,6 +48,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// The shared adapter cannot be measured.
+    #[error(transparent)]
+    Central(#[from] CentralError),
     /// The run failed.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -120,16 +124,25 @@ impl Server {
         let store = Arc::new(RunStore::open(&state)?);
         let blobs = DirBlobs::open(&state.join("blobs"))?;
         let metrics = Metrics::new();
+        let device = match options.gpu {
+            true => Device::wgpu(DeviceKind::DefaultDevice),
+            false => Device::flex(),
+        };
+        let central = Central::open(folder.federation(), &base, &device)?;
+        if let Some(central) = &central {
+            tracing::info!(
+                rows = central.rows(),
+                "the adapter will be measured on held-out rows"
+            );
+        }
         let (host, handle, ended) = Host::open(HostOptions {
             federation: folder.federation().clone(),
             base,
             store: store.clone(),
             blobs: blobs.clone(),
             metrics: metrics.clone(),
-            device: match options.gpu {
-                true => Device::wgpu(DeviceKind::DefaultDevice),
-                false => Device::flex(),
-            },
+            device,
+            central,
             keep_serving: options.keep_serving,
         })?;
 

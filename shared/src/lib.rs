@@ -30,9 +30,10 @@ pub use codec::{
     encode_delta,
 };
 pub use config::{
-    ConfigError, DataConfig, DataSource, DevicesConfig, EvaluationConfig, Experiment, Federation,
-    LocalConfig, LrSchedule, ModelConfig, ModelSource, ObjectiveConfig, OutputConfig,
-    ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig, SplitKind, WireConfig,
+    CentralEvaluation, ConfigError, DataConfig, DataSource, DevicesConfig, EvaluationConfig,
+    Experiment, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource, ObjectiveConfig,
+    OutputConfig, ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig,
+    SplitKind, WireConfig,
 };
 pub use event::{CentralScore, Event, EventRecord};
 pub use files::{Files, Header, JsonObject, ReadAs, Split};

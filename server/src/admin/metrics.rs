@@ -165,9 +165,17 @@ impl Metrics {
     pub(crate) fn scores(&self, scores: &[VersionScore]) {
         let newest = scores.iter().rev();
         let clients = newest.clone().find_map(|s| Some((s.version, s.clients?)));
+        let server = newest.clone().find_map(|s| Some((s.version, s.server?)));
         if let Some((version, score)) = clients {
             self.score(
                 "clients",
+                (version, score.rows),
+                (score.loss, score.accuracy),
+            );
+        }
+        if let Some((version, score)) = server {
+            self.score(
+                "server",
                 (version, score.rows),
                 (score.loss, score.accuracy),
             );
@@ -242,6 +250,7 @@ mod tests {
         metrics.scores(&[VersionScore {
             version: 7,
             clients: Some(clients),
+            server: None,
         }]);
         let text = metrics.text();
         for line in [

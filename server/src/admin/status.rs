@@ -262,6 +262,16 @@ impl fmt::Display for VersionScore {
             let whose = format!("of {} clients", score.clients);
             line(&whose, score.rows, score.loss, "", score.accuracy)?;
         }
+        if let Some(score) = &self.server {
+            let error = format!("{:.4}", score.loss_se);
+            line(
+                "of the server",
+                score.rows,
+                score.loss,
+                &error,
+                score.accuracy,
+            )?;
+        }
         Ok(())
     }
 }
@@ -296,7 +306,7 @@ pub(crate) fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fedllm_shared::ClientsScore;
+    use fedllm_shared::{CentralScore, ClientsScore};
 
     use super::*;
 
@@ -346,6 +356,13 @@ mod tests {
                     loss: 2.5,
                     accuracy: 0.125,
                 }),
+                server: Some(CentralScore {
+                    loss: 2.0,
+                    loss_se: 0.25,
+                    accuracy: 0.5,
+                    accuracy_se: 0.05,
+                    rows: 100,
+                }),
             }],
             bytes_sent: 1536,
             bytes_received: 12,
@@ -368,6 +385,7 @@ mod tests {
             "alice                training        120        3/10   1.5000  CPU",
             "     1        3        0   2.2500     0.5000    3.0 MiB      12.0",
             "      1 of 3 clients         40   2.5000            12.5%",
+            "      1 of the server       100   2.0000   0.2500   50.0%",
         ] {
             assert!(table.contains(part), "{part:?} is not in:\n{table}");
         }

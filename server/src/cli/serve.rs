@@ -116,6 +116,10 @@ fn explain_start(error: ServerError) -> anyhow::Error {
                 "is another server using the address? --listen and --status-listen change it";
             (Code::Network, Some(hint))
         }
+        ServerError::Central(_) => (
+            Code::Config,
+            Some("correct [evaluation] in federation.toml, or remove held_out"),
+        ),
         ServerError::Store(store) if store.is_full() => (
             Code::Failure,
             Some("free some space and start again; nothing acknowledged is lost"),

@@ -64,6 +64,7 @@ impl Host {
         self.store.commit(&commit)?;
         if round_closed {
             self.sweep()?;
+            self.measure_if_due()?;
         }
         Ok(())
     }
@@ -270,7 +271,11 @@ impl Host {
     }
 
     /// Runs `work` on a thread of its own, so that clients are heard meanwhile.
-    fn compute(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), HostError> {
+    pub(super) fn compute(
+        &self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), HostError> {
         let spawned = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(work);

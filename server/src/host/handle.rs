@@ -84,6 +84,7 @@ pub(crate) enum Input {
     Status(oneshot::Sender<Status>),
     Revoked(Vec<ClientId>),
     Averaged(Box<super::averaging::Averaged>),
+    Measured(Box<super::measuring::Measured>),
     Fail(String),
     Stop,
     /// Ends at once, as a crash would.

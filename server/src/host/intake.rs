@@ -58,6 +58,7 @@ impl Host {
                 }
             }
             Input::Averaged(averaged) => self.averaged(*averaged)?,
+            Input::Measured(measured) => self.measured(*measured)?,
             Input::Fail(reason) => return Err(HostError::Other(reason)),
             Input::Stop => return Ok(Next::Stop),
             Input::Abandon => return Ok(Next::Abandon),

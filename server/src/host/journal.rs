@@ -70,6 +70,10 @@ impl Journal {
                 let score = NewScore::Client(*score);
                 self.commit.scores.push((*version, score));
             }
+            Event::Evaluated { version, score } => {
+                let score = NewScore::Server(*score);
+                self.commit.scores.push((*version, score));
+            }
             Event::UpdateRejected { round, client, .. } => {
                 self.commit.updates.insert((*round, *client), None);
             }
@@ -226,6 +230,13 @@ impl Journal {
                 accuracy = score.accuracy,
                 rows = score.rows,
                 "a client evaluated the adapter"
+            ),
+            Event::Evaluated { version, score } => info!(
+                version = version.0,
+                loss = score.loss,
+                accuracy = score.accuracy,
+                rows = score.rows,
+                "evaluated the adapter"
             ),
             Event::RunFinished { version, .. } => {
                 info!(version = version.0, "the run is finished");

@@ -10,6 +10,7 @@ mod effects;
 mod handle;
 mod intake;
 mod journal;
+mod measuring;
 mod seats;
 mod setup;
 
@@ -29,10 +30,12 @@ use tracing::{error, info};
 use crate::admin::Metrics;
 use crate::aggregate::Layouts;
 use crate::base::Base;
+use crate::central::Central;
 use crate::store::{DirBlobs, RunStore, StoreError};
 use clock::Clock;
 pub(crate) use handle::{HostHandle, Input, Outgoing, Session, Stored, Traffic};
 use journal::Journal;
+use measuring::Measuring;
 use seats::Seats;
 
 /// Inputs that share one write to disk.
@@ -110,6 +113,8 @@ pub(crate) struct HostOptions {
     pub(crate) blobs: DirBlobs,
     pub(crate) metrics: Metrics,
     pub(crate) device: Device,
+    /// What measures new versions.
+    pub(crate) central: Option<Central>,
     pub(crate) keep_serving: bool,
 }
 
@@ -128,6 +133,7 @@ pub(crate) struct Host {
     seats: Seats,
     clock: Clock,
     device: Device,
+    measuring: Measuring,
     keep_serving: bool,
     /// Whose updates are in the last mean, as far as they have not been told that the run is over.
     contributors: BTreeSet<ClientId>,
@@ -181,6 +187,7 @@ impl Host {
     /// The main loop; `None` if it was abandoned.
     async fn serve(&mut self) -> Result<Option<Ended>, HostError> {
         self.settle()?;
+        self.measure_if_due()?;
         if self.is_over() {
             info!("all rounds are done; with --keep-serving clients can still fetch the adapter");
         }
@@ -240,11 +247,13 @@ impl Host {
         }
     }
 
-    /// Whether all rounds are done, and those who made the last one have what came of it.
+    /// Whether all rounds are done, those who made the last one have what came of it, and it is
+    /// measured.
     fn is_over(&self) -> bool {
         let finished = self.coordinator.status().phase == CoordinatorPhase::Finished;
         let waited = |until| tokio::time::Instant::now() >= until;
         let told = self.seats.is_empty() && self.contributors.is_empty();
-        finished && !self.keep_serving && (told || self.closing.is_some_and(waited))
+        let parted = told || self.closing.is_some_and(waited);
+        finished && !self.keep_serving && parted && !self.measuring.is_busy()
     }
 }

@@ -7,6 +7,7 @@ use tracing::warn;
 use super::clock::{Clock, unix_ms};
 use super::handle::HostHandle;
 use super::journal::Journal;
+use super::measuring::Measuring;
 use super::seats::Seats;
 use super::{Ended, Host, HostError, HostOptions};
 use crate::aggregate::{Layouts, first_version};
@@ -50,6 +51,7 @@ impl Host {
             seats: Seats::default(),
             clock,
             device: options.device,
+            measuring: Measuring::new(options.central),
             keep_serving: options.keep_serving,
             contributors: Default::default(),
             closing: None,

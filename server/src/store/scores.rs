@@ -1,6 +1,6 @@
 //! How the versions of the adapter do on rows that nobody trains on.
 
-use fedllm_shared::{ClientsScore, HeldOutScore, ModelVersion};
+use fedllm_shared::{CentralScore, ClientsScore, HeldOutScore, ModelVersion};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ pub struct VersionScore {
     /// On rows that clients hold out: what they say, of the version that a round began with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientsScore>,
+    /// On the operator's rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<CentralScore>,
 }
 
 /// A score that is to be added.
@@ -24,12 +27,15 @@ pub struct VersionScore {
 pub(crate) enum NewScore {
     /// One more client's.
     Client(HeldOutScore),
+    /// The server's own.
+    Server(CentralScore),
 }
 
 impl VersionScore {
     fn add(&mut self, score: &NewScore) {
         match score {
             NewScore::Client(score) => self.clients.get_or_insert_default().add(score),
+            NewScore::Server(score) => self.server = Some(*score),
         }
     }
 }
@@ -39,6 +45,13 @@ impl RunStore {
     pub(crate) fn scores(&self) -> Result<Vec<VersionScore>, StoreError> {
         let rows = self.rows(SCORES, 0)?;
         rows.iter().map(|(_, row)| parse("score", row)).collect()
+    }
+
+    /// Whether the server has measured a version.
+    pub(crate) fn is_measured(&self, version: ModelVersion) -> Result<bool, StoreError> {
+        let scores = self.scores()?.into_iter();
+        let mut measured = scores.filter(|score| score.server.is_some());
+        Ok(measured.any(|score| score.version == version.0))
     }
 }
 
@@ -78,11 +91,19 @@ mod tests {
                 rows: 10,
             })
         };
+        let server = CentralScore {
+            loss: 3.0,
+            loss_se: 0.1,
+            accuracy: 0.25,
+            accuracy_se: 0.01,
+            rows: 100,
+        };
         for scores in [
             vec![
                 (ModelVersion(0), client(2.0)),
                 (ModelVersion(0), client(4.0)),
             ],
+            vec![(ModelVersion(1), NewScore::Server(server))],
             vec![(ModelVersion(1), client(1.0))],
         ] {
             let commit = Commit {
@@ -94,7 +115,10 @@ mod tests {
         let scores = store.scores().unwrap();
         let clients = scores[0].clients.unwrap();
         assert_eq!((clients.clients, clients.rows, clients.loss), (2, 20, 3.0));
-        assert_eq!((scores[0].version, scores[1].version), (0, 1));
+        assert_eq!((scores[0].version, scores[0].server), (0, None));
+        assert_eq!(scores[1].server, Some(server));
         assert_eq!(scores[1].clients.unwrap().clients, 1);
+        assert!(store.is_measured(ModelVersion(1)).unwrap());
+        assert!(!store.is_measured(ModelVersion(0)).unwrap());
     }
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::raw::{
-    File, Raw, RawAdapter, RawFederation, RawLocal, RawModel, RawObjective, RawRounds, RawServer,
-    RawStrategy, RawWire, federation, read, section,
+    File, Raw, RawAdapter, RawCentral, RawFederation, RawLocal, RawModel, RawObjective, RawRounds,
+    RawServer, RawStrategy, RawWire, federation, read, section,
 };
 use super::{ConfigError, Federation};
 
@@ -252,6 +252,7 @@ impl Experiment {
                 local: raw.local,
                 strategy: raw.strategy,
                 wire: raw.wire,
+                evaluation: RawCentral::default(),
                 server: RawServer::default(),
             },
         )?;

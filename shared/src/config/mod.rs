@@ -64,6 +64,8 @@ pub struct Federation {
     pub weighting: Weighting,
     /// How updates travel.
     pub wire: WireConfig,
+    /// What the server measures.
+    pub evaluation: CentralEvaluation,
     /// Where the server is.
     pub server: ServerConfig,
 }
@@ -166,6 +168,24 @@ pub struct WireConfig {
     pub codec: Codec,
     /// The longest update (L2).
     pub max_norm: Option<f32>,
+}
+
+/// What the server measures by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CentralEvaluation {
+    /// After how many rounds the adapter is measured; 0 only after the last.
+    pub every: u64,
+    /// Files of rows to measure on; nothing is measured without.
+    pub held_out: Vec<String>,
+}
+
+impl CentralEvaluation {
+    /// Whether the adapter that `round` of `rounds` made is measured.
+    pub fn is_due(&self, round: RoundId, rounds: u64) -> bool {
+        let done = round.next().0;
+        let is_due = self.every > 0 && done.is_multiple_of(self.every);
+        !self.held_out.is_empty() && (is_due || done == rounds)
+    }
 }
 
 /// Where the server is and what it keeps.
@@ -331,6 +351,24 @@ mod tests {
             ("[wire]\ncodec = \"int4\"", Some(2), "wire.codec", "bf16"),
             ("[wire]\nmax_norm = 0", Some(2), "wire.max_norm", "above 0"),
             (
+                "[evaluation]\nevery = 2",
+                Some(2),
+                "evaluation.every",
+                "held_out",
+            ),
+            (
+                "[strategy]\nname = \"local\"\n[evaluation]\nheld_out = [\"a\"]",
+                Some(4),
+                "evaluation.held_out",
+                "has none",
+            ),
+            (
+                "[evaluation]\nheld_out = [\"\"]",
+                Some(2),
+                "evaluation.held_out",
+                "1 to 4096 bytes",
+            ),
+            (
                 "[server]\nlisten = \"here\"",
                 Some(2),
                 "server.listen",
@@ -382,6 +420,22 @@ mod tests {
             assert_eq!(error.line, line, "{text}: {error}");
             assert!(error.problem.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn adapters_are_measured_every_so_often_and_at_the_end() {
+        let due = |text: &str| -> Vec<u64> {
+            let evaluation = Federation::parse(text).unwrap().evaluation;
+            (0..5)
+                .filter(|round| evaluation.is_due(RoundId(*round), 5))
+                .collect()
+        };
+        assert!(due("").is_empty());
+        assert_eq!(due("[evaluation]\nheld_out = [\"a.jsonl\"]"), [4]);
+        assert_eq!(
+            due("[evaluation]\nheld_out = [\"a.jsonl\"]\nevery = 2"),
+            [1, 3, 4]
+        );
     }
 
     #[test]

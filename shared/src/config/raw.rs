@@ -26,6 +26,7 @@ pub(super) struct Raw {
     pub(super) local: RawLocal,
     pub(super) strategy: RawStrategy,
     pub(super) wire: RawWire,
+    pub(super) evaluation: RawCentral,
     pub(super) server: RawServer,
 }
 
@@ -139,6 +140,10 @@ section!(RawWire {
     codec: String = "bf16".into(),
     max_norm: Option<f32> = None,
 });
+section!(RawCentral {
+    every: u64 = 0,
+    held_out: Vec<String> = Vec::new(),
+});
 section!(RawServer {
     listen: String = "0.0.0.0:7433".into(),
     address: String = "localhost:7433".into(),
@@ -190,6 +195,7 @@ pub(super) fn federation(file: &File<'_>, raw: Raw) -> Result<Federation, Config
         data: data(file, raw.data)?,
         rounds,
         population: raw.strategy.population,
+        evaluation: evaluation(file, raw.evaluation, strategy.kind)?,
         strategy,
         weighting: Weighting {
             by: weight_by,
@@ -405,6 +411,30 @@ fn wire(file: &File<'_>, raw: &RawWire) -> Result<WireConfig, ConfigError> {
     Ok(WireConfig {
         codec: file.one_of("wire.codec", &raw.codec, &CODECS)?,
         max_norm: norm.transpose()?,
+    })
+}
+
+fn evaluation(
+    file: &File<'_>,
+    raw: RawCentral,
+    strategy: StrategyKind,
+) -> Result<CentralEvaluation, ConfigError> {
+    if raw.every > 0 && raw.held_out.is_empty() {
+        let problem = "needs evaluation.held_out: files of rows to measure on";
+        return Err(file.error("evaluation.every", problem));
+    }
+    if strategy == StrategyKind::Local && !raw.held_out.is_empty() {
+        let problem = "needs a shared adapter, and strategy.name = \"local\" has none";
+        return Err(file.error("evaluation.held_out", problem));
+    }
+    let path = |path| file.text("evaluation.held_out", path, 1..=4096);
+    Ok(CentralEvaluation {
+        every: raw.every,
+        held_out: raw
+            .held_out
+            .into_iter()
+            .map(path)
+            .collect::<Result<_, _>>()?,
     })
 }
 
