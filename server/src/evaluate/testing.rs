@@ -27,8 +27,11 @@ pub(super) static CODE: Task = Task {
     },
     shots: Shots::NONE,
     items: |_, _| Ok(Vec::new()),
-    grader: Grader::Program(|_, text| Program {
-        language: Language::Python,
+    grader: Grader::Program(|item, text| Program {
+        language: match &item.gold {
+            Gold::Checks(checks) => checks.language,
+            _ => Language::Python,
+        },
         source: text.to_owned(),
         needs: &[],
     }),
