@@ -104,7 +104,13 @@ fn cut(asked: &str, kind: &str) -> (String, Vec<String>) {
         rest = after;
     }
     parts.push(rest);
-    let mut parts = parts.into_iter().map(|part| part.trim().to_owned());
+    // What stands between two parts: an empty line, or a space. White space beyond that is theirs.
+    let between = ["\n\n", " "];
+    let part = |part: &str| {
+        let stripped = between.iter().find_map(|end| part.strip_suffix(end));
+        stripped.unwrap_or(part).to_owned()
+    };
+    let mut parts = parts.into_iter().map(part);
     (parts.next().unwrap_or_default(), parts.collect())
 }
 
