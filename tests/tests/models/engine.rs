@@ -170,6 +170,32 @@ fn answers_are_the_same_alone_and_together() {
 }
 
 #[test]
+fn a_long_answer_leaves_half_of_the_text_to_its_prompt() {
+    let golden = Golden::load("llama", &Device::flex());
+    let tokenizer = tokenizer();
+    let engine = Engine::new(&golden.model, &tokenizer, None, CONTEXT);
+    let write = |prompt: &str, max_tokens| {
+        let job = Job {
+            prompt,
+            add_special: true,
+            max_tokens,
+            stop: &[],
+            sampling: Sampling::Greedy,
+        };
+        let mut written = None;
+        engine.write(&[job], |_, w| written = Some(w)).unwrap();
+        written.unwrap()
+    };
+    let (long, short) = ("a long tale ".repeat(100), "a tale");
+    let room = CONTEXT - tokenizer.encode(short, true).unwrap().len();
+    for (prompt, room) in [(long.as_str(), CONTEXT / 2), (short, room)] {
+        let whole = write(prompt, 4 * CONTEXT);
+        assert_eq!(whole, write(prompt, room), "{prompt}");
+        assert!(whole.stopped || whole.tokens == room, "{whole:?}");
+    }
+}
+
+#[test]
 fn a_text_is_read_in_windows() {
     let golden = Golden::load("llama", &Device::flex());
     let tokenizer = tokenizer();

@@ -50,15 +50,20 @@ impl Engine<'_> {
         Ok(starts.map(row).collect())
     }
 
-    /// A prompt that leaves room for its answer.
+    /// A prompt that leaves room for its answer, or for one of half a text if that is less.
     pub(super) fn prompt(&self, job: &Job<'_>) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.tokenizer.encode(job.prompt, job.add_special)?;
         if ids.is_empty() {
             ids = self.after_start(ids);
         }
-        let room = self.context.saturating_sub(job.max_tokens).max(1);
+        let room = self.context - job.max_tokens.min(self.context / 2);
         ids.drain(..ids.len().saturating_sub(room));
         Ok(ids)
+    }
+
+    /// Tokens that the answer to a prompt may have: no text is longer than the model was made for.
+    pub(super) fn limit(&self, job: &Job<'_>, prompt: &[u32]) -> usize {
+        job.max_tokens.min(self.context - prompt.len())
     }
 
     /// With the token that begins a text in front.

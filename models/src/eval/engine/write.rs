@@ -35,6 +35,8 @@ struct Text<'a> {
     chooser: Chooser,
     decoder: StreamDecoder,
     written: Written,
+    /// Tokens that may be written.
+    limit: usize,
     /// Tokens that it may have in the cache.
     room: usize,
 }
@@ -42,7 +44,8 @@ struct Text<'a> {
 impl Engine<'_> {
     /// Continues each prompt. `done` is told each answer with its number as soon as it is known, in
     /// any order. Several are written at once, and prompts that begin alike share their beginning. Of
-    /// a prompt that leaves no room for its answer the beginning is left out.
+    /// a prompt that leaves no room for its answer the beginning is left out, but not so much that
+    /// less than half of the text is prompt: then the answer is shorter.
     ///
     /// # Errors
     ///
@@ -63,7 +66,8 @@ impl Engine<'_> {
         loop {
             while let Some(&(number, group)) = waiting.peek() {
                 let prompt = &prompts[number];
-                let room = prompt.len() - groups[group].shared + jobs[number].max_tokens;
+                let limit = self.limit(&jobs[number], prompt);
+                let room = prompt.len() - groups[group].shared + limit;
                 if !self.admits(&texts, room) {
                     break;
                 }
@@ -78,6 +82,7 @@ impl Engine<'_> {
                     chooser: Chooser::new(jobs[number].sampling),
                     decoder: self.tokenizer.stream(true),
                     written: Written::default(),
+                    limit,
                     room,
                 });
             }
@@ -159,7 +164,7 @@ impl Text<'_> {
             written.text.push_str(&self.decoder.push(token)?);
             written.stopped = cut_at_stop(&mut written.text, before, self.job.stop);
         }
-        written.ended = written.stopped || written.tokens >= self.job.max_tokens;
+        written.ended = written.stopped || written.tokens >= self.limit;
         self.pending.push(token);
         Ok(())
     }
