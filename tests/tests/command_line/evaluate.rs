@@ -13,13 +13,13 @@ use serde_json::Value;
 use super::programs;
 
 /// Questions of two subjects and examples of both, in the layout of the authors' archive.
-struct Lab {
-    programs: Programs,
+pub(super) struct Lab {
+    pub(super) programs: Programs,
     model: PathBuf,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let programs = programs();
         let model = programs.path("model.gguf");
         tiny::write_gguf(&model, "llama", BlockFormat::F32);
@@ -27,21 +27,21 @@ impl Lab {
         for (subject, questions) in [("astronomy", 6), ("jurisprudence", 4)] {
             lab.write(
                 &format!("mmlu/test/{subject}_test.csv"),
-                &table(0..questions),
+                table(0..questions),
             );
-            lab.write(&format!("mmlu/dev/{subject}_dev.csv"), &table(20..25));
+            lab.write(&format!("mmlu/dev/{subject}_dev.csv"), table(20..25));
         }
         lab
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let path = self.programs.path("data").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 
     /// An adapter of one step.
-    fn adapter(&self) -> PathBuf {
+    pub(super) fn adapter(&self) -> PathBuf {
         let lines: String = rows("alice", 4)
             .iter()
             .map(|row| format!("{row}\n"))
@@ -56,7 +56,7 @@ impl Lab {
     }
 
     /// Runs `evaluate --data data --out out`.
-    fn evaluate(&self, more: &[&str]) -> Ended {
+    pub(super) fn evaluate(&self, more: &[&str]) -> Ended {
         let (data, out) = (self.programs.path("data"), self.out(""));
         let mut args = vec!["evaluate", "--model", text(&self.model)];
         args.extend(["--device", "cpu", "--threads", "1"]);
@@ -65,11 +65,11 @@ impl Lab {
         self.programs.server(&args)
     }
 
-    fn out(&self, name: &str) -> PathBuf {
+    pub(super) fn out(&self, name: &str) -> PathBuf {
         self.programs.path("out").join(name)
     }
 
-    fn report(&self) -> Value {
+    pub(super) fn report(&self) -> Value {
         serde_json::from_slice(&fs::read(self.out("report.json")).unwrap()).unwrap()
     }
 

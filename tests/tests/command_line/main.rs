@@ -10,6 +10,7 @@ mod api;
 mod bench;
 mod data;
 mod evaluate;
+mod evaluate_tasks;
 mod federation;
 mod help;
 mod models;
