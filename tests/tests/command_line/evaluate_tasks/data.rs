@@ -101,7 +101,7 @@ fn mathematics() -> Files {
     vec![
         (
             "grade_school_math/data/test.jsonl",
-            lines(&[problem.clone()]),
+            lines(std::slice::from_ref(&problem)),
         ),
         ("grade_school_math/data/train.jsonl", lines(&[problem])),
         ("svamp/SVAMP.json", varied.to_string()),
@@ -268,10 +268,13 @@ fn commonsense() -> Files {
     let yes = json!({"question": "is rain wet", "title": "Rain", "answer": true,
                      "passage": "Rain is water. Water is wet."});
     vec![
-        ("ARC-Easy/ARC-Easy-Test.jsonl", lines(&[stem.clone()])),
+        (
+            "ARC-Easy/ARC-Easy-Test.jsonl",
+            lines(std::slice::from_ref(&stem)),
+        ),
         (
             "ARC-Challenge/ARC-Challenge-Test.jsonl",
-            lines(&[stem.clone()]),
+            lines(std::slice::from_ref(&stem)),
         ),
         (
             "openbookqa/OpenBookQA-V1-Sep2018/Data/Main/test.jsonl",
@@ -362,7 +365,7 @@ fn preferences() -> Files {
     vec![
         (
             "hh-rlhf/harmless-base/test.jsonl.gz",
-            lines(&[harmless.clone()]),
+            lines(std::slice::from_ref(&harmless)),
         ),
         ("hh-rlhf/helpful-base/test.jsonl.gz", lines(&[harmless])),
         ("ultrafeedback/eval_clean.jsonl", lines(&[rated])),
