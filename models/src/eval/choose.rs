@@ -1,10 +1,11 @@
 //! Multiple choice: how choices are shown and graded.
 
-use fedllm_shared::{Files, ReadAs, Split};
+pub(super) use super::blank::{SOURCE, split};
 
+use super::blank;
 use super::layout::Question;
 use super::{Ask, ContinuationScore, Gold, Grade, Grader, Item, ItemError, Metric, Prompts, Reply};
-use super::{Row, Shots, Source, Task};
+use super::{Row, Task};
 
 /// The letters of choices.
 pub(super) const LETTERS: [&str; 10] = ["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"];
@@ -19,34 +20,12 @@ pub(super) const fn task(
     name: &'static str,
     items: fn(&Row<'_>, Prompts) -> Result<Vec<Item>, ItemError>,
 ) -> Task {
-    Task {
+    blank::task(
         name,
-        about: "",
-        prompt: "",
-        reference: None,
-        suites: &[],
-        source: SOURCE,
-        shots: Shots::NONE,
         items,
-        grader: Grader::Direct(grade),
-        metrics: &[ACCURACY, ACCURACY_NORM],
-        group: None,
-    }
-}
-
-/// A source of nothing, whose fields a task's file fills in.
-pub(super) const SOURCE: Source = Source {
-    hub: &[],
-    folders: &[],
-    test: split("test", Files::AnyOf(&[])),
-    examples: None,
-    beside: None,
-    read_as: ReadAs::ITSELF,
-    licence: "",
-};
-
-pub(super) const fn split(name: &'static str, files: Files) -> Split {
-    Split { name, files }
+        Grader::Direct(grade),
+        &[ACCURACY, ACCURACY_NORM],
+    )
 }
 
 /// An item whose continuations are the choices themselves.

@@ -4,6 +4,7 @@
 //! asked), how a reply is graded, and what is reported. Nothing here reads files, runs programs or
 //! talks to a judge: that is the business of whoever drives a task. [`TASKS`] lists all of them.
 
+mod blank;
 mod choose;
 mod code;
 mod dialogue;

@@ -1,8 +1,9 @@
 //! Written answers: how they are asked for, and what is taken out of them.
 
-use fedllm_shared::{Files, ReadAs, Split};
+pub(super) use super::blank::split;
 
-use super::{Grade, Grader, Item, ItemError, Metric, Prompts, Reply, Row, Shots, Source, Task};
+use super::blank;
+use super::{Grade, Grader, Item, ItemError, Metric, Prompts, Reply, Row, Task};
 
 /// The answer is the right one, to the letter.
 pub(super) const EXACT: Metric = Metric::mean("exact_match");
@@ -13,32 +14,7 @@ pub(super) const fn task(
     items: fn(&Row<'_>, Prompts) -> Result<Vec<Item>, ItemError>,
     grader: Grader,
 ) -> Task {
-    Task {
-        name,
-        about: "",
-        prompt: "",
-        reference: None,
-        suites: &[],
-        source: Source {
-            hub: &[],
-            folders: &[],
-            test: split("test", Files::AnyOf(&[])),
-            examples: None,
-            beside: None,
-            read_as: ReadAs::ITSELF,
-            licence: "",
-        },
-        shots: Shots::NONE,
-        items,
-        grader,
-        metrics: &[EXACT],
-        group: None,
-    }
-}
-
-/// A split of files.
-pub(super) const fn split(name: &'static str, files: Files) -> Split {
-    Split { name, files }
+    blank::task(name, items, grader, &[EXACT])
 }
 
 /// What was written; nothing if something else was asked.
