@@ -68,8 +68,8 @@ pub(super) fn unpack(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
 
 /// Half precision to single, for every bit pattern, without a branch.
 ///
-/// The exponent of a normal number moves by 112; that of infinity and NaN by twice that.
-/// A subnormal number is a count of the smallest one.
+/// A product moves the exponent by 112, which is right for subnormal numbers too; that of infinity
+/// and NaN becomes the largest.
 #[inline(always)]
 pub(super) fn f16(bytes: [u8; 2]) -> f32 {
     f16_of_bits(u32::from(u16::from_le_bytes(bytes)))
@@ -78,14 +78,11 @@ pub(super) fn f16(bytes: [u8; 2]) -> f32 {
 /// As [`f16`], of the lower 16 bits where the others are zero.
 #[inline(always)]
 pub(super) fn f16_of_bits(half: u32) -> f32 {
-    const REBIAS: u32 = 112 << 23;
-    const SMALLEST: f32 = f32::from_bits((127 - 24) << 23);
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     let magnitude = half & 0x7fff;
-    let special = if magnitude >= 0x7c00 { REBIAS } else { 0 };
-    let normal = (magnitude << 13) + REBIAS + special;
-    let subnormal = (magnitude.cast_signed() as f32 * SMALLEST).to_bits();
-    let chosen = if magnitude < 0x400 { subnormal } else { normal };
-    f32::from_bits(chosen | ((half & 0x8000) << 16))
+    let special = if magnitude > 0x7bff { 0xff << 23 } else { 0 };
+    let finite = f32::from_bits(magnitude << 13) * REBIAS;
+    f32::from_bits(finite.to_bits() | special | ((half & 0x8000) << 16))
 }
 
 /// The processor's own conversion where it has one; 64 values at a time, since the bytes

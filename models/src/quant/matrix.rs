@@ -165,6 +165,7 @@ impl QuantMatrix {
     /// # Panics
     ///
     /// If there is no such row.
+    #[inline]
     pub fn row_bytes(&self, row: usize) -> &[u8] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let stored = self.order.map_or(row, |order| order.stored(row));

@@ -17,9 +17,9 @@ const ABREAST: usize = 4;
 /// Writes `x · Wᵀ` into the first `W.rows` columns of `out`, whose rows are `stride` long.
 pub(in super::super) fn few_rows(matrix: &HostMatrix, x: Mat, out: &mut [f32], stride: usize) {
     let (rows, width) = (x.rows(), matrix.rows());
-    let vectors = (0..rows).map(|row| x.row(row)).collect();
+    let vectors: Vec<&[f32]> = (0..rows).map(|row| x.row(row)).collect();
     let stored = match matrix {
-        HostMatrix::Stored(matrix) => quant::Dots::new(matrix, vectors),
+        HostMatrix::Stored(matrix) => quant::Dots::new(matrix, &vectors),
         _ => None,
     };
     // By rows of `W`, so that tasks write to different places.
