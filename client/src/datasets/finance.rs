@@ -11,15 +11,13 @@
 //! A sentence of FiQA that is about two companies has two scores and makes two examples, as in the
 //! table that FinGPT reads; it can be good news for one and bad for the other.
 
+use fedllm_models::eval::finance::{self, Medium, Sentiment};
 use fedllm_models::eval::is_held_out;
 use serde_json::{Map, Value};
 
 use super::rows::{one, string};
 use super::{Entry, Fields};
 use crate::readers::{Format, Record, RowProblem, text};
-
-/// What a class is called, and what a table without a header begins with.
-pub(super) const CLASSES: &[&str] = &["negative", "neutral", "positive"];
 
 /// An example, or several, of whatever source the fields show.
 pub(super) fn sentiment(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
@@ -32,20 +30,21 @@ pub(super) fn sentiment(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
         return fiqa(fields);
     }
     if has("news") {
-        let class = news_class(&text(row, "label")?)?;
+        let class = Sentiment::of_mood(&text(row, "label")?);
+        let class = class.ok_or(RowProblem::UnknownLabel { field: "label" })?;
         return Ok(vec![example(
             fields,
-            News,
+            Medium::News,
             "nwgi",
             &text(row, "news")?,
             class,
         )?]);
     }
     if has("text") && has("label") {
-        let class = numbered(row, ["negative", "positive", "neutral"])?;
+        let class = numbered(row, Sentiment::OF_TWEETS)?;
         return Ok(vec![example(
             fields,
-            Tweet,
+            Medium::Tweet,
             "tfns",
             &text(row, "text")?,
             class,
@@ -54,39 +53,24 @@ pub(super) fn sentiment(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
     phrase(fields)
 }
 
-/// What a text is called in the question about it.
-#[derive(Clone, Copy)]
-enum Medium {
-    News,
-    Tweet,
-}
-use Medium::{News, Tweet};
-
 fn example(
     fields: &Fields<'_>,
     medium: Medium,
     source: &str,
     said: &str,
-    class: &str,
+    class: Sentiment,
 ) -> Result<Entry, RowProblem> {
     if said.trim().is_empty() {
         return Err(RowProblem::Empty { field: "text" });
     }
-    let medium = match medium {
-        News => "news",
-        Tweet => "tweet",
-    };
     let record = Record::Instruction {
-        instruction: format!(
-            "What is the sentiment of this {medium}? Please choose an answer from \
-             {{negative/neutral/positive}}."
-        ),
+        instruction: medium.question().to_owned(),
         input: said.to_owned(),
-        output: class.to_owned(),
+        output: class.name().to_owned(),
     };
     let mut entries = one(fields, record)?;
     let mut entry = entries.remove(0);
-    entry.tags.label = Some(class.to_owned());
+    entry.tags.label = Some(class.name().to_owned());
     entry.tags.source = Some(source.to_owned());
     entry.tags.owner = None; // The key of a sentence is no owner.
     Ok(entry)
@@ -97,70 +81,29 @@ fn fiqa(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
     let row = fields.row;
     let sentence = text(row, "sentence")?;
     let file = fields.path.file_name().unwrap_or_default();
-    let format = string(row, "format");
-    let is_post = match &format {
-        Some(format) => format == "post",
-        None => file.to_string_lossy().to_lowercase().contains("post"),
+    let medium = Medium::of_fiqa(string(row, "format").as_deref(), &file.to_string_lossy());
+    let source = match medium {
+        Medium::Tweet => "fiqa-post",
+        Medium::News => "fiqa-headline",
     };
-    let (medium, source) = match is_post {
-        true => (Tweet, "fiqa-post"),
-        false => (News, "fiqa-headline"),
-    };
-    let single = [Value::Object(row.clone())];
-    let scored = match row.get("info") {
-        Some(Value::Array(info)) => &info[..],
-        _ => &single,
-    };
-    if scored.is_empty() {
+    let scores = finance::fiqa_scores(row);
+    if scores.is_empty() {
         return Err(RowProblem::NoAnswer);
     }
-    scored
-        .iter()
-        .map(|scored| example(fields, medium, source, &sentence, score_class(scored)?))
-        .collect()
-}
-
-/// The class of a `sentiment_score`, which FiQA writes as a text.
-fn score_class(scored: &Value) -> Result<&'static str, RowProblem> {
-    const FIELD: &str = "sentiment_score";
-    let score = match scored.get(FIELD) {
-        Some(Value::String(score)) => score.trim().parse().ok(),
-        Some(score) => score.as_f64(),
-        None => None,
+    let entry = |score: Option<&Value>| {
+        let class = score.and_then(Sentiment::of_score);
+        let class = class.ok_or(RowProblem::UnknownLabel {
+            field: "sentiment_score",
+        })?;
+        example(fields, medium, source, &sentence, class)
     };
-    match score {
-        Some(score) if score < -0.1 => Ok("negative"),
-        Some(score) if score < 0.1 => Ok("neutral"),
-        Some(score) if score >= 0.1 => Ok("positive"),
-        _ => Err(RowProblem::UnknownLabel { field: FIELD }),
-    }
-}
-
-fn news_class(label: &str) -> Result<&'static str, RowProblem> {
-    match label.trim().to_lowercase().as_str() {
-        "strong negative" | "moderately negative" | "negative" => Ok("negative"),
-        "mildly negative" | "neutral" | "mildly positive" => Ok("neutral"),
-        "moderately positive" | "strong positive" | "positive" => Ok("positive"),
-        _ => Err(RowProblem::UnknownLabel { field: "label" }),
-    }
+    scores.into_iter().map(entry).collect()
 }
 
 /// The class that a number stands for, or a class by its name.
-fn numbered(
-    row: &Map<String, Value>,
-    classes: [&'static str; 3],
-) -> Result<&'static str, RowProblem> {
+fn numbered(row: &Map<String, Value>, classes: [Sentiment; 3]) -> Result<Sentiment, RowProblem> {
     let label = string(row, "label").unwrap_or_default();
-    let label = label.trim();
-    class(label)
-        .or_else(|| classes.get(label.parse::<usize>().ok()?).copied())
-        .ok_or(RowProblem::UnknownLabel { field: "label" })
-}
-
-/// The class of this name.
-fn class(name: &str) -> Option<&'static str> {
-    let is_named = |class: &&&'static str| class.eq_ignore_ascii_case(name.trim());
-    CLASSES.iter().find(is_named).copied()
+    Sentiment::labelled(&label, classes).ok_or(RowProblem::UnknownLabel { field: "label" })
 }
 
 /// A sentence of the Financial PhraseBank, which has no split of its own: a quarter is for tests.
@@ -172,33 +115,28 @@ fn phrase(fields: &Fields<'_>) -> Result<Vec<Entry>, RowProblem> {
         _ => true,
     };
     match wanted {
-        true => Ok(vec![example(fields, News, "fpb", &sentence, class)?]),
+        true => Ok(vec![example(
+            fields,
+            Medium::News,
+            "fpb",
+            &sentence,
+            class,
+        )?]),
         false => Err(RowProblem::OtherSplit),
     }
 }
 
 /// Sentence and class, whatever the columns are called.
-fn parts(row: &Map<String, Value>) -> Result<(String, &'static str), RowProblem> {
+fn parts(row: &Map<String, Value>) -> Result<(String, Sentiment), RowProblem> {
     if row.contains_key("sentence") && row.contains_key("label") {
-        let class = numbered(row, ["negative", "neutral", "positive"])?;
+        let class = numbered(row, Sentiment::OF_PHRASES)?;
         return Ok((text(row, "sentence")?, class));
     }
-    let cells: Vec<&str> = row.values().filter_map(Value::as_str).collect();
-    match cells[..] {
-        [line] => {
-            let parts = line.rsplit_once('@');
-            let found = parts.and_then(|(text, name)| Some((text.to_owned(), class(name)?)));
-            found.ok_or(RowProblem::UnknownLabel { field: "text" })
-        }
-        [one, other] => match (class(one), class(other)) {
-            (Some(class), None) => Ok((other.to_owned(), class)),
-            (None, Some(class)) => Ok((one.to_owned(), class)),
-            _ => Err(RowProblem::UnknownLabel { field: "label" }),
-        },
+    let found = finance::phrase(row).map(|(text, class)| (text.to_owned(), class));
+    found.map_err(|cells| match (&cells[..], Format::detect(row)) {
+        ([_], _) => RowProblem::UnknownLabel { field: "text" },
         // The format's own error names the fields that the row has.
-        _ => match Format::detect(row) {
-            Err(problem) => Err(problem),
-            Ok(_) => Err(RowProblem::UnknownLabel { field: "label" }),
-        },
-    }
+        ([] | [_, _, _, ..], Err(problem)) => problem,
+        _ => RowProblem::UnknownLabel { field: "label" },
+    })
 }

@@ -1,5 +1,6 @@
 //! The data sets: one row each.
 
+use fedllm_models::eval::finance::Sentiment;
 use fedllm_shared::RowKind::{Examples, Preferences};
 use fedllm_shared::{Header, JsonObject, ReadAs};
 
@@ -229,7 +230,7 @@ pub static DATASETS: &[Dataset] = &[
         ],
         read_as: ReadAs {
             object: JsonObject::OfRows,
-            header: Header::UnlessFirstIs(finance::CLASSES),
+            header: Header::UnlessFirstIs(&Sentiment::NAMES),
             row_per_line: true,
             latin1: true,
         },

@@ -9,6 +9,7 @@ mod choose;
 mod code;
 mod dialogue;
 mod engine;
+pub mod finance;
 mod judge_prompts;
 mod judging;
 mod layout;

@@ -10,16 +10,14 @@
 //! - the answer runs on as far as it likes.
 
 use super::choose::{self, ACCURACY};
-use super::row::text;
+use super::finance::{Medium, Sentiment};
 use super::{Ask, Average, Gold, Grade, Grader, Item, ItemError, Metric, Prompts, Reply, Row};
 use super::{Task, Writing};
 
-const CLASSES: [&str; 3] = ["negative", "neutral", "positive"];
-pub(super) const NEGATIVE: usize = 0;
-pub(super) const NEUTRAL: usize = 1;
-pub(super) const POSITIVE: usize = 2;
+/// How many classes there are.
+const CLASSES: usize = Sentiment::NAMES.len();
 /// What an answer says that names no class: a miss of every class.
-const NO_CLASS: usize = 3;
+const NO_CLASS: usize = CLASSES;
 
 /// What both prompts are, for a task's `prompt` and `reference`.
 const SOUND: &str = "OpenFedLLM utils/template.py: the Alpaca template that it trains with, \
@@ -40,40 +38,18 @@ pub(super) const fn task(
 }
 
 const METRICS: &[Metric] = &[
-    Metric::f1("f1_weighted", Average::Weighted, CLASSES.len()),
+    Metric::f1("f1_weighted", Average::Weighted, CLASSES),
     ACCURACY,
-    Metric::f1("f1_macro", Average::Macro, CLASSES.len()),
-    Metric::f1("f1_micro", Average::Micro, CLASSES.len()),
+    Metric::f1("f1_macro", Average::Macro, CLASSES),
+    Metric::f1("f1_micro", Average::Micro, CLASSES),
 ];
-
-/// What is asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Medium {
-    News,
-    Tweet,
-}
-
-impl Medium {
-    fn question(self) -> &'static str {
-        match self {
-            Self::News => {
-                "What is the sentiment of this news? Please choose an answer from \
-                 {negative/neutral/positive}."
-            }
-            Self::Tweet => {
-                "What is the sentiment of this tweet? Please choose an answer from \
-                 {negative/neutral/positive}."
-            }
-        }
-    }
-}
 
 /// A text and its class.
 pub(super) struct Said {
     pub(super) id: String,
     pub(super) medium: Medium,
     pub(super) text: String,
-    pub(super) class: usize,
+    pub(super) class: Sentiment,
 }
 
 const TASK: &str = "Below is an instruction that describes a task. Write a response that \
@@ -108,18 +84,18 @@ pub(super) fn item(said: Said, prompts: Prompts, reference: fn(&str, &str) -> St
         id: said.id,
         cluster: None,
         prompt,
-        answer: format!("{space}{}", CLASSES[said.class]),
+        answer: format!("{space}{}", said.class.name()),
         ask: Ask::Write(writing),
-        gold: Gold::Class(said.class),
+        gold: Gold::Class(said.class as usize),
     }
 }
 
 /// What the reference looks for in an answer, in this order; nothing found is neutral.
-pub(super) type Search = [(usize, &'static [&'static str]); 2];
+pub(super) type Search = [(Sentiment, &'static [&'static str]); 2];
 
 pub(super) const POSITIVE_FIRST: Search = [
-    (POSITIVE, &["positive", "Positive"]),
-    (NEGATIVE, &["negative", "Negative"]),
+    (Sentiment::Positive, &["positive", "Positive"]),
+    (Sentiment::Negative, &["negative", "Negative"]),
 ];
 
 /// Grades an answer by the class it names.
@@ -129,7 +105,7 @@ pub(super) fn grade(item: &Item, reply: &Reply, prompts: Prompts, search: &Searc
     };
     let written = texts.first().map_or("", String::as_str);
     let said = match prompts {
-        Prompts::Sound => first_named(written).unwrap_or(NO_CLASS),
+        Prompts::Sound => first_named(written),
         Prompts::Reference => {
             // They cut prompt and answer at every mark and read what is after the first.
             let whole = format!("{}{written}", item.prompt);
@@ -138,11 +114,12 @@ pub(super) fn grade(item: &Item, reply: &Reply, prompts: Prompts, search: &Searc
                 let mut names = names.iter();
                 names.any(|name| read.contains(name))
             });
-            found.map_or(NEUTRAL, |(class, _)| *class)
+            Some(found.map_or(Sentiment::Neutral, |(class, _)| *class))
         }
     };
+    let name = said.map_or("none", Sentiment::name);
+    let said = said.map_or(NO_CLASS, |said| said as usize);
     let right = f64::from(u8::from(said == *gold));
-    let name = CLASSES.get(said).copied().unwrap_or("none");
     Grade {
         class: Some((*gold, said)),
         ..Grade::of(ACCURACY.name, right).answering(name)
@@ -150,28 +127,19 @@ pub(super) fn grade(item: &Item, reply: &Reply, prompts: Prompts, search: &Searc
 }
 
 /// The class that a text names first, as a word of its own.
-fn first_named(text: &str) -> Option<usize> {
+fn first_named(text: &str) -> Option<Sentiment> {
     let mut words = text.split(|c: char| !c.is_alphanumeric());
-    words.find_map(class)
-}
-
-/// The class of this name.
-pub(super) fn class(name: &str) -> Option<usize> {
-    let mut classes = CLASSES.iter();
-    classes.position(|class| class.eq_ignore_ascii_case(name.trim()))
+    words.find_map(Sentiment::named)
 }
 
 /// The class in a field: its name, or its number in `numbered`.
 pub(super) fn labelled(
     row: &Row<'_>,
     field: &'static str,
-    numbered: [usize; 3],
-) -> Result<usize, ItemError> {
-    let label = text(row.field(field)?, field)?;
-    let by_number = || numbered.get(label.trim().parse::<usize>().ok()?).copied();
-    class(&label)
-        .or_else(by_number)
-        .ok_or_else(|| unknown(field, &label))
+    numbered: [Sentiment; 3],
+) -> Result<Sentiment, ItemError> {
+    let label = row.text(field)?;
+    Sentiment::labelled(&label, numbered).ok_or_else(|| unknown(field, &label))
 }
 
 /// A class that there is not.
@@ -186,10 +154,11 @@ pub(super) fn unknown(field: &'static str, label: &str) -> ItemError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Sentiment::{Negative, Neutral, Positive};
 
     const NEGATIVE_FIRST: Search = [
-        (NEGATIVE, &["negative", "Negative", "Neg"]),
-        (POSITIVE, &["positive", "Positive", "Pos"]),
+        (Negative, &["negative", "Negative", "Neg"]),
+        (Positive, &["positive", "Positive", "Pos"]),
     ];
 
     fn graded(written: &str, prompts: Prompts, search: &Search) -> (usize, String) {
@@ -197,14 +166,14 @@ mod tests {
             id: "0".to_owned(),
             medium: Medium::News,
             text: "Sales fell.".to_owned(),
-            class: NEGATIVE,
+            class: Negative,
         };
         let item = item(said, prompts, alpaca);
         let reply = Reply::Texts(vec![written.to_owned()]);
         let grade = grade(&item, &reply, prompts, search);
         let (gold, said) = grade.class.unwrap();
-        assert_eq!(gold, NEGATIVE);
-        let right = f64::from(u8::from(said == NEGATIVE));
+        assert_eq!(gold, Negative as usize);
+        let right = f64::from(u8::from(said == gold));
         assert_eq!(grade.value("acc"), Some(right), "{written}");
         (said, grade.answer.unwrap())
     }
@@ -212,10 +181,14 @@ mod tests {
     #[test]
     fn a_sound_answer_is_the_class_named_first() {
         for (written, class, name) in [
-            (" negative", NEGATIVE, "negative"),
-            (" Positive.", POSITIVE, "positive"),
-            ("**NEUTRAL**, not positive", NEUTRAL, "neutral"),
-            (" The sentiment is negative/neutral", NEGATIVE, "negative"),
+            (" negative", Negative as usize, "negative"),
+            (" Positive.", Positive as usize, "positive"),
+            ("**NEUTRAL**, not positive", Neutral as usize, "neutral"),
+            (
+                " The sentiment is negative/neutral",
+                Negative as usize,
+                "negative",
+            ),
             // Part of a word is no class, and nothing is not neutral.
             (" nonnegative", NO_CLASS, "none"),
             ("", NO_CLASS, "none"),
@@ -229,18 +202,18 @@ mod tests {
     fn a_reference_answer_is_whatever_is_searched_for_first() {
         let both = "negative or positive";
         for (written, search, class) in [
-            (both, &POSITIVE_FIRST, POSITIVE),
-            (both, &NEGATIVE_FIRST, NEGATIVE),
-            ("nonnegative", &POSITIVE_FIRST, NEGATIVE),
-            ("Neg", &NEGATIVE_FIRST, NEGATIVE),
-            ("Neg", &POSITIVE_FIRST, NEUTRAL),
-            ("NEGATIVE", &NEGATIVE_FIRST, NEUTRAL),
-            ("", &POSITIVE_FIRST, NEUTRAL),
+            (both, &POSITIVE_FIRST, Positive),
+            (both, &NEGATIVE_FIRST, Negative),
+            ("nonnegative", &POSITIVE_FIRST, Negative),
+            ("Neg", &NEGATIVE_FIRST, Negative),
+            ("Neg", &POSITIVE_FIRST, Neutral),
+            ("NEGATIVE", &NEGATIVE_FIRST, Neutral),
+            ("", &POSITIVE_FIRST, Neutral),
             // What follows a mark that the model writes itself is not read.
-            ("x\n### Response: negative", &POSITIVE_FIRST, NEUTRAL),
+            ("x\n### Response: negative", &POSITIVE_FIRST, Neutral),
         ] {
             let said = graded(written, Prompts::Reference, search).0;
-            assert_eq!(said, class, "{written}");
+            assert_eq!(said, class as usize, "{written}");
         }
     }
 }

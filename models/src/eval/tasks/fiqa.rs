@@ -8,7 +8,8 @@ use fedllm_shared::{JsonObject, ReadAs};
 use serde_json::Value;
 
 use crate::eval::choose::{self, split};
-use crate::eval::sentiment::{self, Medium, NEGATIVE, NEUTRAL, POSITIVE, Said};
+use crate::eval::finance::{Medium, Sentiment, fiqa_scores};
+use crate::eval::sentiment::{self, Said};
 use crate::eval::split::test_rows;
 use crate::eval::{Item, ItemError, Prompts, Row, Source, Task};
 
@@ -114,57 +115,33 @@ fn part<'a>(row: &'a Row<'_>) -> Option<&'a str> {
         .find(|part| parts.contains(part))
 }
 
-/// A sentence about two companies has two scores, and is asked about twice, as in the table that
-/// FinGPT reads.
+/// A sentence about two companies has two scores, and is asked about twice.
 fn held_out(row: &Row<'_>, prompts: Prompts) -> Result<Vec<Item>, ItemError> {
+    const FIELD: &str = "sentiment_score";
     let text = row.text("sentence")?;
+    let medium = Medium::of_fiqa(row.text("format").ok().as_deref(), row.stem());
     let id = format!("{}/{}", part(row).unwrap_or(row.stem()), row.id());
-    let single = [Value::Object(row.fields.clone())];
-    let scored = match row.fields.get("info") {
-        Some(Value::Array(info)) => &info[..],
-        _ => &single,
-    };
-    let item = |(i, scored): (usize, &Value)| {
+    let item = |(i, score): (usize, Option<&Value>)| {
+        let class = score.and_then(Sentiment::of_score);
         let said = Said {
-            id: if scored == &single[0] {
-                id.clone()
-            } else {
-                format!("{id}/{i}")
+            id: match row.has("info") {
+                true => format!("{id}/{i}"),
+                false => id.clone(),
             },
-            medium: medium(row),
+            medium,
             text: text.clone(),
-            class: class(scored)?,
+            class: class.ok_or(ItemError::Kind {
+                field: FIELD,
+                expected: "a number",
+            })?,
         };
         Ok(sentiment::item(said, prompts, sentiment::alpaca))
     };
-    scored.iter().enumerate().map(item).collect()
-}
-
-fn medium(row: &Row<'_>) -> Medium {
-    let is_post = match row.text("format") {
-        Ok(format) => format == "post",
-        Err(_) => row.stem().to_lowercase().contains("post"),
-    };
-    if is_post { Medium::Tweet } else { Medium::News }
-}
-
-/// The class of a `sentiment_score`, which the organizers write as a text.
-fn class(scored: &Value) -> Result<usize, ItemError> {
-    const FIELD: &str = "sentiment_score";
-    let score = match scored.get(FIELD) {
-        Some(Value::String(score)) => score.trim().parse().ok(),
-        Some(score) => score.as_f64(),
-        None => None,
-    };
-    match score {
-        Some(score) if score < -0.1 => Ok(NEGATIVE),
-        Some(score) if score < 0.1 => Ok(NEUTRAL),
-        Some(score) if score >= 0.1 => Ok(POSITIVE),
-        _ => Err(ItemError::Kind {
-            field: FIELD,
-            expected: "a number",
-        }),
-    }
+    fiqa_scores(row.fields)
+        .into_iter()
+        .enumerate()
+        .map(item)
+        .collect()
 }
 
 #[cfg(test)]
@@ -209,8 +186,8 @@ mod tests {
             .collect();
         let id = "task1_post_ABSA_test/3";
         let expected = [
-            (format!("{id}/0"), Gold::Class(POSITIVE)),
-            (format!("{id}/1"), Gold::Class(NEGATIVE)),
+            (format!("{id}/0"), Gold::Class(Sentiment::Positive as usize)),
+            (format!("{id}/1"), Gold::Class(Sentiment::Negative as usize)),
         ];
         let expected: Vec<_> = expected.iter().map(|(id, gold)| (&id[..], gold)).collect();
         assert_eq!(golds, expected);
@@ -233,15 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn small_scores_are_neutral() {
-        for (score, expected) in [
-            (json!(-0.1), NEUTRAL),
-            (json!("0.099"), NEUTRAL),
-            (json!(0.1), POSITIVE),
-            (json!("-0.101"), NEGATIVE),
-        ] {
-            assert_eq!(class(&json!({"sentiment_score": score})), Ok(expected));
-        }
+    fn a_score_that_is_no_number_is_refused() {
         let row = json!({"sentence": "a", "sentiment_score": "b"});
         assert_eq!(
             refused(&HELD_OUT, &row),

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 
 use fedllm_shared::Files::FirstOf;
 use fedllm_shared::{Header, ReadAs};
-use serde_json::Value;
 
 use crate::eval::choose::{self, split};
-use crate::eval::sentiment::{self, Medium, NEGATIVE, NEUTRAL, POSITIVE, Said, Search};
+use crate::eval::finance::{Medium, Sentiment, phrase};
+use crate::eval::sentiment::{self, Said, Search};
 use crate::eval::split::{is_held_out, test_rows};
 use crate::eval::{Grade, Grader, Item, ItemError, Prompts, Reply, Row, Source, Task};
 
@@ -26,7 +26,7 @@ const SOURCE: Source = Source {
     ),
     beside: None,
     read_as: ReadAs {
-        header: Header::UnlessFirstIs(&["negative", "neutral", "positive"]),
+        header: Header::UnlessFirstIs(&Sentiment::NAMES),
         row_per_line: true,
         latin1: true,
         ..ReadAs::ITSELF
@@ -60,8 +60,8 @@ pub(super) static HELD_OUT: Task = Task {
 };
 
 const SEARCH: Search = [
-    (NEGATIVE, &["negative", "Negative", "Neg"]),
-    (POSITIVE, &["positive", "Positive", "Pos"]),
+    (Sentiment::Negative, &["negative", "Negative", "Neg"]),
+    (Sentiment::Positive, &["positive", "Positive", "Pos"]),
 ];
 
 fn grade(item: &Item, reply: &Reply, prompts: Prompts) -> Grade {
@@ -96,7 +96,7 @@ fn reference(_: &str, text: &str) -> String {
 fn said(row: &Row<'_>) -> Result<Said, ItemError> {
     let (text, class) = match row.has("sentence") && row.has("label") {
         true => {
-            let class = sentiment::labelled(row, "label", [NEGATIVE, NEUTRAL, POSITIVE])?;
+            let class = sentiment::labelled(row, "label", Sentiment::OF_PHRASES)?;
             (row.text("sentence")?, class)
         }
         false => unnamed(row)?,
@@ -109,34 +109,20 @@ fn said(row: &Row<'_>) -> Result<Said, ItemError> {
     })
 }
 
-fn unnamed(row: &Row<'_>) -> Result<(String, usize), ItemError> {
-    let cells: Vec<&str> = row.fields.values().filter_map(Value::as_str).collect();
-    let found = match cells[..] {
-        [line] => {
-            let parts = line.rsplit_once('@');
-            parts.and_then(|(text, name)| Some((text, sentiment::class(name)?)))
-        }
-        [one, other] => match (sentiment::class(one), sentiment::class(other)) {
-            (Some(class), None) => Some((other, class)),
-            (None, Some(class)) => Some((one, class)),
-            _ => None,
-        },
-        _ => {
-            return Err(row
-                .text("sentence")
-                .err()
-                .unwrap_or_else(|| sentiment::unknown("label", "")));
-        }
-    };
-    let (text, class) = found.ok_or_else(|| sentiment::unknown("label", cells[0]))?;
-    Ok((text.to_owned(), class))
+fn unnamed(row: &Row<'_>) -> Result<(String, Sentiment), ItemError> {
+    let found = phrase(row.fields).map(|(text, class)| (text.to_owned(), class));
+    found.map_err(|cells| match (&cells[..], row.text("sentence")) {
+        ([cell] | [cell, _], _) => sentiment::unknown("label", cell),
+        (_, Err(missing)) => missing,
+        _ => sentiment::unknown("label", ""),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::eval::tasks::tests::{at, refused};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     /// The first row of `train_test_split`'s test part.
     const ASKED: usize = 1855;
@@ -184,13 +170,13 @@ mod tests {
             .unwrap()
             .remove(0);
         for (written, said) in [
-            ("positive, not negative", NEGATIVE),
-            ("Pos", POSITIVE),
-            ("?", NEUTRAL),
+            ("positive, not negative", Sentiment::Negative as usize),
+            ("Pos", Sentiment::Positive as usize),
+            ("?", Sentiment::Neutral as usize),
         ] {
             let reply = Reply::Texts(vec![written.to_owned()]);
             let class = grade(&item, &reply, Prompts::Reference).class;
-            assert_eq!(class, Some((NEGATIVE, said)));
+            assert_eq!(class, Some((Sentiment::Negative as usize, said)));
         }
     }
 

@@ -3,7 +3,8 @@
 use fedllm_shared::Files::FirstOf;
 
 use crate::eval::choose::{self, split};
-use crate::eval::sentiment::{self, Medium, NEGATIVE, NEUTRAL, POSITIVE, Said};
+use crate::eval::finance::{Medium, Sentiment};
+use crate::eval::sentiment::{self, Said};
 use crate::eval::{Item, ItemError, Prompts, Row, Source, Task};
 
 pub(super) static TASK: Task = Task {
@@ -33,12 +34,7 @@ pub(super) static TASK: Task = Task {
 
 fn items(row: &Row<'_>, prompts: Prompts) -> Result<Vec<Item>, ItemError> {
     let label = row.text("label")?;
-    let class = match label.trim().to_lowercase().as_str() {
-        "strong negative" | "moderately negative" | "negative" => NEGATIVE,
-        "mildly negative" | "neutral" | "mildly positive" => NEUTRAL,
-        "moderately positive" | "strong positive" | "positive" => POSITIVE,
-        _ => return Err(sentiment::unknown("label", &label)),
-    };
+    let class = Sentiment::of_mood(&label).ok_or_else(|| sentiment::unknown("label", &label))?;
     let said = Said {
         id: row.id(),
         medium: Medium::News,
@@ -58,14 +54,14 @@ mod tests {
     #[test]
     fn seven_labels_are_three_classes() {
         for (label, class) in [
-            ("strong negative", NEGATIVE),
-            ("mildly negative", NEUTRAL),
-            ("mildly positive", NEUTRAL),
-            ("moderately positive", POSITIVE),
+            ("strong negative", Sentiment::Negative),
+            ("mildly negative", Sentiment::Neutral),
+            ("mildly positive", Sentiment::Neutral),
+            ("moderately positive", Sentiment::Positive),
         ] {
             let row = json!({"news": "A grows.", "label": label, "prompt": "x", "out": "y"});
             let item = one(&TASK, "nwgi_test.jsonl", &row);
-            assert_eq!(item.gold, Gold::Class(class));
+            assert_eq!(item.gold, Gold::Class(class as usize));
             assert!(
                 item.prompt
                     .contains("sentiment of this news? Please choose an answer from")

@@ -3,7 +3,8 @@
 use fedllm_shared::Files::FirstOf;
 
 use crate::eval::choose::{self, split};
-use crate::eval::sentiment::{self, Medium, NEGATIVE, NEUTRAL, POSITIVE, Said, Search};
+use crate::eval::finance::{Medium, Sentiment};
+use crate::eval::sentiment::{self, Said, Search};
 use crate::eval::{Grade, Grader, Item, ItemError, Prompts, Reply, Row, Source, Task};
 
 pub(super) static TASK: Task = Task {
@@ -29,8 +30,8 @@ pub(super) static TASK: Task = Task {
 };
 
 const SEARCH: Search = [
-    (POSITIVE, &["positive", "Positive", "Pos"]),
-    (NEGATIVE, &["negative", "Negative", "Neg"]),
+    (Sentiment::Positive, &["positive", "Positive", "Pos"]),
+    (Sentiment::Negative, &["negative", "Negative", "Neg"]),
 ];
 
 fn grade(item: &Item, reply: &Reply, prompts: Prompts) -> Grade {
@@ -42,7 +43,7 @@ fn items(row: &Row<'_>, prompts: Prompts) -> Result<Vec<Item>, ItemError> {
         id: row.id(),
         medium: Medium::Tweet,
         text: row.text("text")?,
-        class: sentiment::labelled(row, "label", [NEGATIVE, POSITIVE, NEUTRAL])?,
+        class: sentiment::labelled(row, "label", Sentiment::OF_TWEETS)?,
     };
     Ok(vec![sentiment::item(said, prompts, sentiment::tight)])
 }
@@ -59,7 +60,7 @@ mod tests {
         for label in [json!(1), json!("1")] {
             let row = json!({"text": "$A up", "label": label});
             let item = one(&TASK, "sent_valid.csv", &row);
-            assert_eq!(item.gold, Gold::Class(POSITIVE));
+            assert_eq!(item.gold, Gold::Class(Sentiment::Positive as usize));
             assert!(item.prompt.ends_with(
                 "### Instruction:\nWhat is the sentiment of this tweet? Please choose an answer \
                  from {negative/neutral/positive}. $A up \n\n### Response:"
@@ -74,7 +75,10 @@ mod tests {
             );
             let reply = Reply::Texts(vec!["Neg, Pos".to_owned()]);
             let class = grade(&theirs, &reply, Prompts::Reference).class;
-            assert_eq!(class, Some((POSITIVE, POSITIVE)));
+            assert_eq!(
+                class,
+                Some((Sentiment::Positive as usize, Sentiment::Positive as usize))
+            );
         }
         let expected = "field `label` is \"3\", expected a class: negative, neutral or positive";
         assert_eq!(refused(&TASK, &json!({"text": "a", "label": 3})), expected);
