@@ -80,7 +80,12 @@ impl Programs {
         let mut command = Command::new(&self.program);
         command.args(first).args(args);
         command.current_dir(self.folder.path());
-        // Nothing of the user's is read or written.
+        // The compiler that programs are tested with is found through the home folder.
+        let rustup = std::env::home_dir().map(|home| home.join(".rustup"));
+        if let (None, Some(rustup)) = (std::env::var_os("RUSTUP_HOME"), rustup) {
+            command.env("RUSTUP_HOME", rustup);
+        }
+        // Nothing else of the user's is read or written.
         for variable in ["HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
             command.env(variable, self.path("home"));
         }

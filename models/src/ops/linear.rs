@@ -5,12 +5,15 @@
 //! [`LinearGroup`]: their outputs lie side by side in one tensor and their `A` factors,
 //! stacked, are one product.
 
+mod composed;
+
 use super::dropout::{Dropout, dropout};
 use super::frozen::{FrozenMatrix, HostMatrix, forward_into};
 use super::gemm::{Mat, Threads, Write, gemm, matmul};
 use super::host::{Host, host_tensor, is_cpu};
 use super::product::{Panels, Scaled, Straight, Term, product};
 use burn::tensor::Tensor;
+pub(super) use composed::LowRank;
 use std::ops::Range;
 
 /// Frozen layers that read the same input.
@@ -275,90 +278,11 @@ impl LinearGroup {
             .iter()
             .map(move |piece| (piece, columns[piece.part].clone()))
     }
-
-    fn forward_composed(&self, x: &Tensor<2>, lora: Option<&GroupLora>) -> GroupOutput {
-        let mut outputs: Vec<_> = self.parts.iter().map(|part| part.forward(x)).collect();
-        let u = lora.map(|lora| {
-            let u = low_rank(x, lora);
-            for piece in &lora.b {
-                let low_rank =
-                    columns_of(&u, piece.ranks.clone()).matmul(piece.b.clone().transpose());
-                let output = &mut outputs[piece.part];
-                *output = output.clone() + low_rank.mul_scalar(lora.scale);
-            }
-            u
-        });
-        let y = concatenated(outputs);
-        let y = match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze::<2>(),
-            None => y,
-        };
-        GroupOutput { y, u }
-    }
-
-    fn backward_composed(
-        &self,
-        g: &Tensor<2>,
-        x: &Tensor<2>,
-        u: Option<&Tensor<2>>,
-        lora: Option<&GroupLora>,
-        want_dx: bool,
-    ) -> (Option<Tensor<2>>, Option<GroupGrads>) {
-        let mut dx = want_dx.then(|| {
-            let parts = self.parts.iter().zip(self.columns());
-            let sum = parts
-                .map(|(part, columns)| part.backward(&columns_of(g, columns)))
-                .reduce(|a, b| a + b);
-            sum.unwrap_or_else(|| x.zeros_like())
-        });
-        let grads = lora.zip(u).map(|(lora, u)| {
-            let pieces = || {
-                let pieces = self.pieces(lora);
-                pieces.map(|(piece, columns)| (piece, columns_of(g, columns)))
-            };
-            let of_piece = |(piece, g): (&PartB, Tensor<2>)| {
-                let u = columns_of(u, piece.ranks.clone());
-                g.transpose().matmul(u).mul_scalar(lora.scale)
-            };
-            let b = pieces().map(of_piece).collect();
-            if dx.is_none() && !lora.trains_a {
-                return GroupGrads { a: None, b };
-            }
-            let du = pieces().map(|(piece, g)| g.matmul(piece.b.clone()).mul_scalar(lora.scale));
-            let du = concatenated(du.collect());
-            if let Some(dx) = &mut dx {
-                let through = du.clone().matmul(lora.a.clone());
-                *dx = dx.clone() + lora.dropped(&through);
-            }
-            let a = lora
-                .trains_a
-                .then(|| du.transpose().matmul(lora.dropped(x)));
-            GroupGrads { a, b }
-        });
-        (dx, grads)
-    }
 }
 
 fn host(part: &FrozenMatrix) -> &HostMatrix {
     match part {
         FrozenMatrix::Host(matrix) => matrix,
         other => panic!("a CPU model holds a weight of another device: {other:?}"),
-    }
-}
-
-fn columns_of(x: &Tensor<2>, columns: Range<usize>) -> Tensor<2> {
-    let [rows, width] = x.dims();
-    if columns == (0..width) {
-        x.clone()
-    } else {
-        x.clone().slice([0..rows, columns])
-    }
-}
-
-fn concatenated(mut parts: Vec<Tensor<2>>) -> Tensor<2> {
-    if parts.len() == 1 {
-        parts.remove(0)
-    } else {
-        Tensor::cat(parts, 1)
     }
 }

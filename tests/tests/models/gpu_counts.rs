@@ -90,7 +90,7 @@ fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
     };
     let _alone = alone();
     let gpu = device::open(&info).unwrap();
-    for (precision, dispatches) in [(BasePrecision::F32, 250), (BasePrecision::Nf4, 275)] {
+    for (precision, dispatches) in [(BasePrecision::F32, 190), (BasePrecision::Nf4, 215)] {
         let golden = Golden::load_as("llama", precision, &gpu);
         let batch = golden.batch();
         let mut trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());

@@ -17,6 +17,7 @@ mod dropout;
 mod flat;
 mod glu;
 mod loss;
+mod low_rank;
 mod norm;
 mod rope;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub(super) use dropout::dropout;
 pub(super) use flat::{adamw, combine, concatenate, pull, sum, sum_of_squares};
 pub(super) use glu::{glu, glu_backward};
 pub(super) use loss::{log_probs, losses};
+pub(super) use low_rank::{add_up, join};
 pub(super) use norm::{rms_norm, rms_norm_again, rms_norm_backward, rms_norm_backward_onto};
 pub(super) use rope::rotate;
 

@@ -9,6 +9,7 @@ use super::super::twins::{close, random};
 use super::super::*;
 use crate::config::Activation;
 use crate::device::gpu_for_tests;
+use crate::quant::QuantMatrix;
 
 /// One row and many, rows shorter than a cube, as long as a small model's, and of no round length.
 const SHAPES: [[usize; 2]; 6] = [
@@ -125,6 +126,84 @@ fn gpu_gated_units_agree() {
                 &glu::composed::glu_backward(&dy, x, activation),
                 1e-5,
             );
+        }
+    }
+}
+
+/// Parts of a group, which of them are adapted, the rank, whether there is a bias, and the dropout.
+type Group = (&'static [usize], &'static [usize], usize, bool, f32);
+
+#[test]
+fn gpu_adapters_agree() {
+    let Some(gpu) = gpu() else { return };
+    let groups: [Group; 6] = [
+        (&[24], &[0], 3, false, 0.0),
+        (&[64, 24, 24], &[0, 2], 8, true, 0.0),
+        (&[576, 192, 192], &[0, 1, 2], 16, false, 0.1),
+        (&[50, 50], &[0, 1], 4, false, 0.0),
+        (&[40, 72], &[], 1, true, 0.0),
+        // A rank that is left to products.
+        (&[96, 40], &[1], 80, false, 0.0),
+    ];
+    let (tokens, features) = (37, 68);
+    for (outs, adapted, rank, has_bias, rate) in groups {
+        let what = |name: &str| format!("{name} of {outs:?} at {adapted:?}, rank {rank}");
+        let weights: Vec<Tensor<2>> = outs
+            .iter()
+            .map(|out| random(&format!("w{out}"), [*out, features]))
+            .collect();
+        let width = outs.iter().sum::<usize>();
+        let bias: Option<Tensor<1>> = has_bias.then(|| random("bias", [width]));
+        let on_host = |weight: &Tensor<2>| {
+            let [rows, cols] = weight.dims();
+            let values = Host::of(weight.clone()).into_values();
+            let matrix = QuantMatrix::from_f32(rows, cols, &values).unwrap();
+            FrozenMatrix::Host(HostMatrix::Stored(matrix))
+        };
+        let on_gpu = |weight: &Tensor<2>| FrozenMatrix::Dense(weight.clone().to_device(&gpu));
+        let there = bias.clone().map(|bias| bias.to_device(&gpu));
+        let groups = [
+            LinearGroup::new(weights.iter().map(on_host).collect(), bias),
+            LinearGroup::new(weights.iter().map(on_gpu).collect(), there),
+        ];
+        let adapters = [Device::flex(), gpu.clone()].map(|device| {
+            let pieces = adapted.iter().enumerate().map(|(i, &part)| PartB {
+                part,
+                ranks: i * rank..(i + 1) * rank,
+                b: random(&format!("b{part}"), [outs[part], rank]).to_device(&device),
+            });
+            (!adapted.is_empty()).then(|| GroupLora {
+                a: random("a", [rank * adapted.len(), features]).to_device(&device),
+                b: pieces.collect(),
+                scale: 0.7,
+                dropout: (rate > 0.0).then_some(Dropout {
+                    rate,
+                    seed: 5,
+                    first_row: 3,
+                }),
+                trains_a: true,
+            })
+        });
+        let x: Tensor<2> = random("x", [tokens, features]);
+        let dy: Tensor<2> = random("dy", [tokens, width]);
+        let [(y, dx, grads), (gpu_y, gpu_dx, gpu_grads)] = [0, 1].map(|i| {
+            let device = [Device::flex(), gpu.clone()][i].clone();
+            let (x, dy) = (x.clone().to_device(&device), dy.clone().to_device(&device));
+            let adapters = adapters[i].as_ref();
+            let out = groups[i].forward(&x, adapters);
+            let (dx, grads) = groups[i].backward(&dy, &x, out.u.as_ref(), adapters, true);
+            let dx = dx.unwrap().to_device(&Device::flex());
+            let grads = grads
+                .into_iter()
+                .flat_map(|grads| grads.a.into_iter().chain(grads.b));
+            let grads: Vec<_> = grads.map(|g| g.to_device(&Device::flex())).collect();
+            (out.y.to_device(&Device::flex()), dx, grads)
+        });
+        close(&what("y"), &gpu_y, &y, 1e-5);
+        close(&what("dx"), &gpu_dx, &dx, 1e-5);
+        assert_eq!(gpu_grads.len(), grads.len());
+        for (i, (got, expected)) in gpu_grads.iter().zip(&grads).enumerate() {
+            close(&what(&format!("gradient {i}")), got, expected, 1e-5);
         }
     }
 }
