@@ -10,21 +10,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::ArgGroup;
 use fedllm_client::{
-    Base, Code, Explain, ModelArgs, Template, TemplateName, files, limit_threads, stop_on_signals,
+    Base, Code, Explain, ModelArgs, TemplateName, files, limit_threads, stop_on_signals,
 };
 use fedllm_models::device::Selection as Device;
 use fedllm_models::eval::{Prompts, TASKS, Task, task};
-use fedllm_shared::{Digest, nearest};
+use fedllm_shared::nearest;
 
 use super::{Global, print_json};
 use crate::evaluate::{
-    AdapterFacts, AdapterSystem, BASE, Data, EvaluateError, Evaluation, FORMAT, Model, Named,
-    Options, Report, RowLog, Selection, Settings, System, SystemError, Templates, check_data,
-    means, ranks, read_systems,
+    AdapterFacts, AdapterSystem, BASE, Data, EvaluateError, Evaluation, FORMAT, Loaded, Model,
+    Named, Opened, Options, Report, RowLog, Selection, Settings, System, SystemError, Templates,
+    loaded_digest, means, ranks, read_systems,
 };
-
-/// Tokens of a text at most, unless the user says otherwise or the model takes fewer.
-const CONTEXT: usize = 8192;
 
 /// Compare a model and adapters on the field's benchmarks, offline.
 ///
@@ -137,9 +134,12 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let base = open(&model_args.model, global)?;
     let adapters = read_systems(&args.adapters, base.checkpoint().config());
     let adapters = adapters.map_err(explain_system)?;
-    let templates = templates(&args, &base)?;
+    let template = args.template.unwrap_or(TemplateName::Plain);
+    let templates = Templates::new(args.template, &base)
+        .with_context(|| format!("--template {template}"))
+        .code(Code::Usage)?;
     let options = options(&args, &base);
-    check(&tasks, &options)?;
+    let opened = read(&tasks, &options)?;
 
     let selection = fedllm_client::cli::select_device(&model_args.device)?;
     let precision = model_args.base_precision;
@@ -148,9 +148,12 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let means = Means::of(&args.grading, &args.out)?;
     let (stop, progress) = (stop_on_signals(), global.counting());
     let evaluation = Evaluation {
-        base: &base,
-        model: &model,
-        digest: digest(&facts),
+        base: Loaded {
+            base: &base,
+            model: &model,
+            digest: loaded_digest(facts.digest, facts.tokenizer, precision),
+        },
+        asks_base: true,
         adapters: &adapters,
         templates: &templates,
         graders: means.graders(args.prompts),
@@ -159,7 +162,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         stop: &stop,
         progress: &*progress,
     };
-    let report = report(&args, facts, &evaluation, &tasks)?;
+    let report = report(&args, facts, &evaluation, opened)?;
     write(&args.out, &report)?;
     match args.json {
         true => print_json(&report)?,
@@ -215,25 +218,7 @@ fn open(name: &str, global: &Global) -> anyhow::Result<Base> {
     Base::open(&path).code(Code::Data)
 }
 
-fn templates<'a>(args: &Args, base: &'a Base) -> anyhow::Result<Templates<'a>> {
-    let bind = |name| {
-        Template::new(name, base.tokenizer(), base.chat())
-            .with_context(|| format!("--template {name}"))
-            .code(Code::Usage)
-    };
-    let conversation = match (args.template, base.chat()) {
-        (Some(TemplateName::Plain) | None, Some(_)) => TemplateName::Chat,
-        (Some(TemplateName::Plain) | None, None) => TemplateName::Vicuna,
-        (Some(name), _) => name,
-    };
-    Ok(Templates {
-        writing: bind(args.template.unwrap_or(TemplateName::Plain))?,
-        conversation: bind(conversation)?,
-    })
-}
-
 fn options(args: &Args, base: &Base) -> Options {
-    let longest = base.checkpoint().config().max_positions;
     Options {
         data: args.data.clone(),
         skip_bad_rows: args.skip_bad_rows,
@@ -245,21 +230,21 @@ fn options(args: &Args, base: &Base) -> Options {
         },
         shots: args.shots,
         shot_seed: args.shot_seed,
-        context: args.context.unwrap_or(CONTEXT).min(longest),
+        context: Options::context(base, args.context),
     }
 }
 
-/// Sees that the data that is here can be read.
-fn check(tasks: &[&'static Task], options: &Options) -> anyhow::Result<()> {
+/// Reads the data that is here, before anything slow begins.
+fn read(tasks: &[&'static Task], options: &Options) -> anyhow::Result<Vec<Opened>> {
     for data in &options.data {
         data.path
             .metadata()
             .with_context(|| format!("--data {}", data.path.display()))
             .code(Code::Data)?;
     }
-    let mut tasks = tasks.iter();
-    let checked = tasks.try_for_each(|task| check_data(task, options));
-    checked.map_err(explain)
+    let opened = tasks.iter().map(|task| options.open(task));
+    let opened: Result<_, EvaluateError> = opened.map(|opened| Ok(opened?)).collect();
+    opened.map_err(explain)
 }
 
 fn facts(base: &Base, device: &Device, precision: String, context: usize) -> Model {
@@ -273,18 +258,12 @@ fn facts(base: &Base, device: &Device, precision: String, context: usize) -> Mod
     }
 }
 
-/// Names the base as far as its replies depend on it. Devices may differ in the last digits.
-fn digest(model: &Model) -> Digest {
-    let (weights, tokenizer, precision) = (model.digest, model.tokenizer, &model.precision);
-    Digest::of(format!("{weights} {tokenizer} {precision}").as_bytes())
-}
-
 /// Does the tasks.
 fn report(
     args: &Args,
     model: Model,
     evaluation: &Evaluation<'_>,
-    tasks: &[&'static Task],
+    tasks: Vec<Opened>,
 ) -> anyhow::Result<Report> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out {}", args.out.display()))
@@ -295,11 +274,11 @@ fn report(
     let mut log = log.transpose().map_err(explain)?;
     let mut reports = Vec::new();
     for task in tasks {
-        let done = evaluation.task(task, log.as_mut());
+        let done = evaluation.task(&task, log.as_mut());
         reports.push(done.map_err(explain)?);
     }
     log.map_or(Ok(()), RowLog::finish).map_err(explain)?;
-    let systems = systems(evaluation.adapters);
+    let systems = systems(&args.adapters, evaluation.adapters);
     Ok(Report {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -322,15 +301,15 @@ fn report(
     })
 }
 
-fn systems(adapters: &[AdapterSystem]) -> Vec<System> {
+fn systems(named: &[Named], adapters: &[AdapterSystem]) -> Vec<System> {
     let base = System {
         name: BASE.to_owned(),
         adapter: None,
     };
-    let adapters = adapters.iter().map(|adapter| System {
+    let adapters = named.iter().zip(adapters).map(|(named, adapter)| System {
         name: adapter.name.clone(),
         adapter: Some(AdapterFacts {
-            path: adapter.path.clone(),
+            path: named.path.clone(),
             digest: adapter.digest(),
         }),
     });

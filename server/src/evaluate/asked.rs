@@ -1,6 +1,6 @@
 //! What a model is asked, as it reads it, and the key of its reply.
 
-use fedllm_client::{RowProblem, Template, TemplateName};
+use fedllm_client::{Base, RowProblem, Template, TemplateError, TemplateName};
 use fedllm_models::Message;
 use fedllm_models::eval::{
     Ask, ContinuationScore, Engine, Item, Job, Pair, Reply, Writing, Written,
@@ -66,6 +66,23 @@ pub(crate) enum AskError {
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] fedllm_models::TokenizerError),
+}
+
+impl<'a> Templates<'a> {
+    /// The template that is asked for, or none around writing; around conversations one that has
+    /// turns, the model's own if it has one.
+    pub(crate) fn new(name: Option<TemplateName>, base: &'a Base) -> Result<Self, TemplateError> {
+        let bind = |name| Template::new(name, base.tokenizer(), base.chat());
+        let conversation = match (name, base.chat()) {
+            (Some(TemplateName::Plain) | None, Some(_)) => TemplateName::Chat,
+            (Some(TemplateName::Plain) | None, None) => TemplateName::Vicuna,
+            (Some(name), _) => name,
+        };
+        Ok(Self {
+            writing: bind(name.unwrap_or(TemplateName::Plain))?,
+            conversation: bind(conversation)?,
+        })
+    }
 }
 
 impl Asked {

@@ -305,11 +305,11 @@ impl DataError {
     }
 }
 
-/// What to do about a set that is not here.
-pub(crate) fn hint(task: &Task) -> String {
-    let name = "name its folder with --data DIR";
+/// What to do about a set that is not here; `how` its folder is named.
+pub(crate) fn hint(task: &Task, how: &str) -> String {
+    let name = format!("name its folder {how}");
     match task.source.hub {
-        [] => name.to_owned(),
+        [] => name,
         hub => {
             let sets: Vec<String> = hub
                 .iter()
@@ -368,7 +368,7 @@ mod tests {
         other[0].task = Some("arc".to_owned());
         let error = rows(mmlu, &other, Prompts::Sound, false, 1).unwrap_err();
         assert!(error.to_string().contains("**/*_test.csv"), "{error}");
-        assert!(hint(mmlu).contains("cais/mmlu"));
+        assert!(hint(mmlu, "here").contains("folder here, or get it with `hf download"));
     }
 
     #[test]

@@ -1,65 +1,54 @@
 //! An evaluation from data to report.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use fedllm_client::{Base, Progress, StopFlag};
-use fedllm_models::eval::{Engine, Grade, Item, Prompts, Reply, Task};
+use fedllm_models::eval::{Engine, Grade, Grader, Item, Reply, Task};
 use fedllm_models::lora::LoraError;
-use fedllm_models::{CausalLm, Lora};
+use fedllm_models::{BasePrecision, CausalLm, Lora};
 use fedllm_shared::Digest;
-use serde::Serialize;
 use thiserror::Error;
 
 use super::asked::{AskError, Asked, Templates, ask};
-use super::choice::{Examples, Selection};
-use super::data::{self, Data, DataError, Rows};
+use super::choice::Examples;
+use super::data::{self, DataError};
 use super::figures::Graded;
 use super::grades::{Fault, Graders, Replied};
+use super::options::{Opened, Options};
 use super::report::{Outcome, TaskReport};
+use super::row_log::{RowLine, RowLog};
 use super::systems::{BASE, System};
 use crate::answers::{Answers, AnswersError};
 
 /// Questions that an engine gets at once: enough to share beginnings and to fill batches.
 const AT_ONCE: usize = 256;
 
-/// How questions are put, and of what data.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Options {
-    /// Where data may be.
-    pub(crate) data: Vec<Data>,
-    /// Whether rows that cannot be used are left out.
-    pub(crate) skip_bad_rows: bool,
-    /// Whose prompts.
-    pub(crate) prompts: Prompts,
-    /// Which rows.
-    pub(crate) selection: Selection,
-    /// How many examples, if not as many as the task says.
-    pub(crate) shots: Option<usize>,
-    /// What chooses them.
-    pub(crate) shot_seed: Option<u64>,
-    /// Tokens of a text at most.
-    pub(crate) context: usize,
+/// A base model on a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Loaded<'a> {
+    /// Its tokenizer and templates.
+    pub(crate) base: &'a Base,
+    /// The model.
+    pub(crate) model: &'a CausalLm,
+    /// Its [`loaded_digest`].
+    pub(crate) digest: Digest,
 }
 
-impl Options {
-    /// The rows of a task.
-    fn rows(&self, task: &'static Task) -> Result<Rows, DataError> {
-        let shown = self.shots.unwrap_or(task.shots.count);
-        data::rows(task, &self.data, self.prompts, self.skip_bad_rows, shown)
-    }
+/// Names a base as far as its replies depend on it: by its weights, its tokenizer and how the weights
+/// are held. Devices may differ in the last digits.
+pub(crate) fn loaded_digest(weights: Digest, tokenizer: Digest, held: BasePrecision) -> Digest {
+    Digest::of(format!("{weights} {tokenizer} {held}").as_bytes())
 }
 
 /// Everything that an evaluation works with.
 pub(crate) struct Evaluation<'a> {
-    /// The base's tokenizer and templates.
-    pub(crate) base: &'a Base,
-    /// The base, loaded.
-    pub(crate) model: &'a CausalLm,
-    /// Names the base as it is loaded: its weights, their precision and its tokenizer.
-    pub(crate) digest: Digest,
+    /// The base.
+    pub(crate) base: Loaded<'a>,
+    /// Whether the base is asked for its own sake; it is anyway where adapters are graded by what
+    /// the base replied.
+    pub(crate) asks_base: bool,
     /// The adapters.
     pub(crate) adapters: &'a [System],
     /// How questions are written.
@@ -123,62 +112,48 @@ pub(crate) enum EvaluateError {
     },
 }
 
-/// One line of `rows.jsonl`.
-#[derive(Serialize)]
-struct RowLine<'a> {
-    task: &'a str,
-    system: &'a str,
-    id: &'a str,
-    cluster: Option<&'a str>,
-    /// Names the text that was asked, whoever was asked.
-    asked: Digest,
-    reply: &'a Reply,
-    #[serde(flatten)]
-    grade: &'a Grade,
-}
-
 impl Evaluation<'_> {
-    /// Does a task with every system. `rows` is told each row.
+    /// Does a task with every system. `log` is told each row.
     pub(crate) fn task(
         &self,
-        task: &'static Task,
-        rows: Option<&mut RowLog>,
+        opened: &Opened,
+        log: Option<&mut RowLog>,
     ) -> Result<TaskReport, EvaluateError> {
+        let task = opened.task;
         let mut report = TaskReport::new(task, self.options.prompts);
-        let Rows {
-            questions: all,
-            examples,
-            files,
-            bad,
-        } = match self.options.rows(task) {
+        let rows = match &opened.rows {
             Ok(rows) => rows,
-            Err(error @ DataError::Missing { .. }) => {
-                report.outcome = missing(task, &error);
+            Err(error) => {
+                report.outcome = missing(task, error);
                 return Ok(report);
             }
-            Err(error) => return Err(error.into()),
         };
-        for row in &bad {
+        for row in &rows.bad {
             tracing::warn!(task = task.name, "{row}");
         }
-        (report.files, report.bad_rows) = (files, bad.len());
-        let questions = self.options.selection.of(task, &all);
+        (report.files, report.bad_rows) = (rows.files.clone(), rows.bad.len());
+        let questions = self.options.selection.of(task, &rows.questions);
         if let Err(refusal) = self.graders.ready(task, &questions) {
             report.outcome = Outcome::refused(task, refusal);
             return Ok(report);
         }
         let (count, seed) = (self.options.shots, self.options.shot_seed);
-        let examples = Examples::new(task, &examples, &all, count, seed);
+        let examples = Examples::new(task, &rows.examples, &rows.questions, count, seed);
         (report.rows, report.shots) = (questions.len(), examples.count());
 
+        let first = usize::from(!self.asks_base && !matches!(task.grader, Grader::Relative(_)));
         let (mut replies, mut grades) = (Vec::new(), Vec::new());
-        for system in 0..=self.adapters.len() {
+        for system in first..=self.adapters.len() {
             let own = self.replies(task, &questions, &examples, system)?;
-            grades.push(self.grade(task, &questions, system, &own, replies.first())?);
+            let base = replies.first().filter(|_| first == 0);
+            grades.push(self.grade(task, &questions, system, &own, base)?);
             replies.push(own);
         }
-        if let Some(log) = rows {
-            self.log_rows(log, task, &questions, &examples, &replies, &grades)?;
+        if let Some(log) = log {
+            for (index, (replies, grades)) in replies.iter().zip(&grades).enumerate() {
+                let system = self.name(first + index);
+                self.log_rows(log, task, system, &questions, &examples, (replies, grades))?;
+            }
         }
         let graded = Graded {
             task,
@@ -201,7 +176,7 @@ impl Evaluation<'_> {
     /// Names a system with all that its replies depend on.
     fn system_digest(&self, system: usize) -> Digest {
         let mut hasher = blake3::Hasher::new_derive_key("fedllm 1 evaluated system");
-        hasher.update(&self.digest.0);
+        hasher.update(&self.base.digest.0);
         hasher.update(&(self.options.context as u64).to_le_bytes());
         if let Some(adapter) = system.checked_sub(1) {
             hasher.update(&self.adapters[adapter].digest().0);
@@ -221,21 +196,14 @@ impl Evaluation<'_> {
         let path = self.out.join("replies").join(task.name);
         let mut store: Answers<Reply> = Answers::open(path.join(format!("{name}.jsonl")))?;
         let digest = self.system_digest(system);
-        let lora = match system.checked_sub(1).map(|index| &self.adapters[index]) {
-            None => None,
-            Some(system) => Some(Lora::new(
-                self.model.config(),
-                &system.spec,
-                &system.adapter,
-                self.model.device(),
-            )?),
+        let Loaded { base, model, .. } = self.base;
+        let on_device = |System { spec, adapter, .. }: &System| {
+            Lora::new(model.config(), spec, adapter, model.device())
         };
-        let engine = Engine::new(
-            self.model,
-            self.base.tokenizer(),
-            lora.as_ref(),
-            self.options.context,
-        );
+        let lora = system.checked_sub(1).map(|index| &self.adapters[index]);
+        let lora = lora.map(on_device).transpose()?;
+        let context = self.options.context;
+        let engine = Engine::new(model, base.tokenizer(), lora.as_ref(), context);
         let mut asking = Asking {
             task,
             engine,
@@ -308,24 +276,22 @@ impl Evaluation<'_> {
         &self,
         log: &mut RowLog,
         task: &'static Task,
+        system: &str,
         questions: &[Item],
         examples: &Examples<'_>,
-        replies: &[Vec<Reply>],
-        grades: &[Vec<Grade>],
+        (replies, grades): (&[Reply], &[Grade]),
     ) -> Result<(), EvaluateError> {
-        for (system, (replies, grades)) in replies.iter().zip(grades).enumerate() {
-            for ((item, reply), grade) in questions.iter().zip(replies).zip(grades) {
-                let asked = self.asked(task, item, examples)?;
-                log.put(&RowLine {
-                    task: task.name,
-                    system: self.name(system),
-                    id: &item.id,
-                    cluster: item.cluster.as_deref(),
-                    asked: asked.key(&Digest::default()),
-                    reply,
-                    grade,
-                })?;
-            }
+        for ((item, reply), grade) in questions.iter().zip(replies).zip(grades) {
+            let asked = self.asked(task, item, examples)?;
+            log.put(&RowLine {
+                task: task.name,
+                system,
+                id: &item.id,
+                cluster: item.cluster.as_deref(),
+                asked: asked.key(&Digest::default()),
+                reply,
+                grade,
+            })?;
         }
         Ok(())
     }
@@ -389,56 +355,9 @@ impl Asking<'_, '_> {
     }
 }
 
-/// The file of rows, for comparing scores row by row with other programs'.
-pub(crate) struct RowLog {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl RowLog {
-    /// Begins the file anew.
-    pub(crate) fn create(path: PathBuf) -> Result<Self, EvaluateError> {
-        match File::create(&path) {
-            Ok(file) => Ok(Self {
-                path,
-                file: BufWriter::new(file),
-            }),
-            Err(error) => Err(EvaluateError::Write { path, error }),
-        }
-    }
-
-    fn put(&mut self, line: &RowLine<'_>) -> Result<(), EvaluateError> {
-        let written = serde_json::to_writer(&mut self.file, line).map_err(io::Error::from);
-        self.written(written)?;
-        let written = self.file.write_all(b"\n");
-        self.written(written)
-    }
-
-    /// Writes what is still in memory.
-    pub(crate) fn finish(mut self) -> Result<(), EvaluateError> {
-        let written = self.file.flush();
-        self.written(written)
-    }
-
-    fn written(&self, written: io::Result<()>) -> Result<(), EvaluateError> {
-        written.map_err(|error| EvaluateError::Write {
-            path: self.path.clone(),
-            error,
-        })
-    }
-}
-
-/// Sees that a task's data can be read, if it is here.
-pub(crate) fn check_data(task: &'static Task, options: &Options) -> Result<(), EvaluateError> {
-    match options.rows(task) {
-        Ok(_) | Err(DataError::Missing { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn missing(task: &Task, error: &DataError) -> Outcome {
     Outcome::MissingData {
         reason: error.to_string(),
-        hint: data::hint(task),
+        hint: data::hint(task, "with --data DIR"),
     }
 }

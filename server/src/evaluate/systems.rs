@@ -25,8 +25,6 @@ pub(crate) struct Named {
 pub(crate) struct System {
     /// Its name.
     pub(crate) name: String,
-    /// Where it was read from.
-    pub(crate) path: PathBuf,
     /// Its settings.
     pub(crate) spec: LoraSpec,
     /// Its values.
@@ -109,7 +107,6 @@ pub(crate) fn read(named: &[Named], config: &ModelConfig) -> Result<Vec<System>,
         })?;
         systems.push(System {
             name: name.clone(),
-            path: path.clone(),
             spec,
             adapter,
         });
