@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fedllm_shared::Mean;
+use fedllm_shared::{ClientsScore, Mean};
 
 use super::figure::{Drawing, Figure};
 use super::figures::{line, point, simple};
@@ -53,6 +53,15 @@ pub(super) fn learning(summary: &RunSummary, rounds: &[RoundMetrics]) -> Vec<Fig
             "Implicit reward of chosen answers minus that of rejected ones.",
             |e| Some((e.margin?, e.margin_se.unwrap_or(0.0))),
         ),
+        of_clients(
+            "Clients’ held-out loss",
+            summary.loss_unit(),
+            rounds,
+            |score| score.loss,
+        ),
+        of_clients("Clients’ held-out accuracy", "%", rounds, |score| {
+            score.accuracy * 100.0
+        }),
         rewards(rounds),
         preference_accuracy(rounds),
     ]
@@ -157,6 +166,41 @@ fn evaluation_plot(arms: &[Arm<'_>], unit: &str, of: Measure) -> Plot {
     }
 }
 
+/// What clients say of rows that they hold out.
+fn of_clients(
+    title: &str,
+    unit: &str,
+    rounds: &[RoundMetrics],
+    of: fn(&ClientsScore) -> f64,
+) -> Figure<'static> {
+    // They score the adapter that a round begins with, which earlier rounds made.
+    let point = |round: &RoundMetrics| {
+        Some(Point {
+            round: round.round as f64,
+            value: of(round.held_out.as_ref()?),
+            error: 0.0,
+        })
+    };
+    let points: Vec<Point> = rounds.iter().filter_map(point).collect();
+    let lines = match points.is_empty() {
+        true => Vec::new(),
+        false => vec![Line {
+            name: "mean over rows".into(),
+            points,
+        }],
+    };
+    Figure {
+        title: title.into(),
+        caption: "On rows that the clients hold out, of the adapter that each round begins with."
+            .into(),
+        drawing: Drawing::Plot(Plot {
+            unit: unit.into(),
+            lines,
+            ..Plot::default()
+        }),
+    }
+}
+
 fn rewards(rounds: &[RoundMetrics]) -> Figure<'static> {
     simple(
         "Rewards in training",
@@ -240,6 +284,24 @@ mod tests {
             plot(&figures[3]).lines.is_empty(),
             "nobody measured a margin"
         );
+    }
+
+    #[test]
+    fn clients_score_the_adapter_that_a_round_begins_with() {
+        let rounds = [round(0), round(1)];
+        let figures = learning(&RunSummary::default(), &rounds);
+        let loss = &plot(&figures[4]).lines[0].points;
+        assert_eq!(
+            (loss[1].round, loss[1].value, loss.len()),
+            (1.0, 1.25, 2),
+            "{}",
+            figures[4].title
+        );
+        assert_eq!(plot(&figures[5]).lines[0].points[0].value, 25.0);
+        let mut none = round(0);
+        none.held_out = None;
+        let figures = learning(&RunSummary::default(), &[none]);
+        assert!(plot(&figures[4]).lines.is_empty());
     }
 
     #[test]
