@@ -719,12 +719,13 @@ impl Simulation {
         };
         let serial = link.serial;
         if let Ok(bytes) = link.say(message) {
-            self.round.bytes_up += bytes;
-            // A client that begins is there at once: only work takes time before a round.
-            let takes = match message {
-                ClientMessage::Hello(_) => 0.0,
-                _ => self.park.device(self.clients[client].index).latency,
+            // A client that begins is there at once, and that counts no bytes: after a stop all begin
+            // again, and the run is the same.
+            let (takes, bytes) = match message {
+                ClientMessage::Hello(_) => (0.0, 0),
+                _ => (self.park.device(self.clients[client].index).latency, bytes),
             };
+            self.round.bytes_up += bytes;
             self.plan(takes, client, Happening::Heard(serial));
         }
     }
