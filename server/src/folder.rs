@@ -8,6 +8,7 @@ use fedllm_client::files::{create_private_folder, write_durable};
 use fedllm_shared::{ConfigError, Federation};
 use thiserror::Error;
 
+use crate::evaluate::find_tasks;
 use crate::pki::{Authority, PkiError};
 
 const CONFIG: &str = "federation.toml";
@@ -159,10 +160,14 @@ impl Folder {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Federation, FolderError> {
-    Federation::parse(text).map_err(|source| FolderError::Config {
+    let wrong = |source| FolderError::Config {
         path: path.to_owned(),
         source,
-    })
+    };
+    let federation = Federation::parse(text).map_err(wrong)?;
+    find_tasks(&federation.evaluation.tasks.names)
+        .map_err(|problem| wrong(Federation::error(text, "evaluation.tasks", &problem)))?;
+    Ok(federation)
 }
 
 /// The commented default settings, with what `options` say.

@@ -128,12 +128,10 @@ impl Server {
             true => Device::wgpu(DeviceKind::DefaultDevice),
             false => Device::flex(),
         };
-        let central = Central::open(folder.federation(), &base, &device)?;
+        let central = Central::open(folder.federation(), &base, &device, &state)?;
         if let Some(central) = &central {
-            tracing::info!(
-                rows = central.rows(),
-                "the adapter will be measured on held-out rows"
-            );
+            let (rows, tasks) = central.extent();
+            tracing::info!(rows, tasks, "the adapter will be measured");
         }
         let (host, handle, ended) = Host::open(HostOptions {
             federation: folder.federation().clone(),

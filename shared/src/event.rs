@@ -200,6 +200,13 @@ pub enum Event {
         #[serde(flatten)]
         score: HeldOutScore,
     },
+    /// The adapter was measured on benchmarks.
+    TasksEvaluated {
+        /// The version.
+        version: ModelVersion,
+        /// Each task's figure.
+        scores: Vec<TaskScore>,
+    },
 }
 
 /// How an adapter does on the operator's rows. Standard errors are over rows.
@@ -216,6 +223,24 @@ pub struct CentralScore {
     pub accuracy_se: f64,
     /// How many rows there are.
     pub rows: u64,
+}
+
+/// How a model does on a benchmark: the task's main metric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// The task.
+    pub task: String,
+    /// Its main metric.
+    pub metric: String,
+    /// The figure; none if no row has one.
+    pub value: Option<f64>,
+    /// Its standard error over rows, where it has one.
+    pub standard_error: Option<f64>,
+    /// How many rows there are.
+    pub rows: u64,
+    /// What the base model has on the same rows, where that stands beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<f64>,
 }
 
 #[cfg(test)]
@@ -259,6 +284,23 @@ mod tests {
         assert_eq!(
             (&json["event"], &json["loss"]),
             (&"evaluated".into(), &1.5.into())
+        );
+        assert_eq!(serde_json::from_value::<EventRecord>(json).unwrap(), record);
+
+        let scores = vec![TaskScore {
+            task: "mmlu".to_owned(),
+            metric: "acc".to_owned(),
+            value: Some(0.25),
+            standard_error: None,
+            rows: 8,
+            base: None,
+        }];
+        let event = Event::TasksEvaluated { version, scores };
+        let record = EventRecord { event, ..record };
+        let json = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            (&json["event"], &json["scores"][0]["value"]),
+            (&"tasks_evaluated".into(), &0.25.into())
         );
         assert_eq!(serde_json::from_value::<EventRecord>(json).unwrap(), record);
     }

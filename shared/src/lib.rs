@@ -33,9 +33,9 @@ pub use config::{
     CentralEvaluation, ConfigError, DataConfig, DataSource, DevicesConfig, EvaluationConfig,
     Experiment, Federation, LocalConfig, LrSchedule, ModelConfig, ModelSource, ObjectiveConfig,
     OutputConfig, ReferenceConfig, RoundsConfig, ScheduleKind, ServerConfig, SplitConfig,
-    SplitKind, WireConfig,
+    SplitKind, TasksConfig, WireConfig,
 };
-pub use event::{CentralScore, Event, EventRecord};
+pub use event::{CentralScore, Event, EventRecord, TaskScore};
 pub use files::{Files, Header, JsonObject, ReadAs, Split};
 pub use id::{ClientId, Digest, ModelVersion, ParseIdError, RoundId, RunId};
 pub use lowrank::{FactorPair, LowRankError, factor_pairs, is_trained, trained, with_rank};

@@ -36,11 +36,21 @@ struct Scores {
     rows: Family<By, Gauge>,
     loss: Family<By, Gauge<f64, AtomicU64>>,
     accuracy: Family<By, Gauge<f64, AtomicU64>>,
+    task_version: Family<Of, Gauge>,
+    task: Family<Of, Gauge<f64, AtomicU64>>,
+    task_error: Family<Of, Gauge<f64, AtomicU64>>,
+    task_base: Family<Of, Gauge<f64, AtomicU64>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct By {
     by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    task: String,
+    metric: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,6 +140,26 @@ impl Metrics {
             "The share of held-out rows that are right in that evaluation",
             metrics.scores.accuracy.clone(),
         );
+        registry.register(
+            "evaluation_task_version",
+            "The newest version of the adapter that was evaluated on a benchmark",
+            metrics.scores.task_version.clone(),
+        );
+        registry.register(
+            "evaluation_task",
+            "The main metric of a benchmark in that evaluation",
+            metrics.scores.task.clone(),
+        );
+        registry.register(
+            "evaluation_task_standard_error",
+            "The standard error of that metric over rows",
+            metrics.scores.task_error.clone(),
+        );
+        registry.register(
+            "evaluation_task_base",
+            "The same metric of the base model on the same rows",
+            metrics.scores.task_base.clone(),
+        );
         metrics.registry = Arc::new(registry);
         metrics
     }
@@ -180,6 +210,30 @@ impl Metrics {
                 (score.loss, score.accuracy),
             );
         }
+        // Newer versions come later.
+        for score in scores {
+            self.tasks(score);
+        }
+    }
+
+    fn tasks(&self, of: &VersionScore) {
+        for score in &of.tasks {
+            let label = Of {
+                task: score.task.clone(),
+                metric: score.metric.clone(),
+            };
+            let version = i64::try_from(of.version).unwrap_or(i64::MAX);
+            let gauges = &self.scores;
+            gauges.task_version.get_or_create(&label).set(version);
+            for (gauge, value) in [
+                (&gauges.task, score.value),
+                (&gauges.task_error, score.standard_error),
+                (&gauges.task_base, score.base),
+            ] {
+                let value = value.unwrap_or(f64::NAN);
+                gauge.get_or_create(&label).set(value);
+            }
+        }
     }
 
     fn score(&self, by: &'static str, (version, rows): (u64, u64), (loss, accuracy): (f64, f64)) {
@@ -226,7 +280,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use fedllm_shared::ClientsScore;
+    use fedllm_shared::{ClientsScore, TaskScore};
 
     use super::*;
 
@@ -251,6 +305,14 @@ mod tests {
             version: 7,
             clients: Some(clients),
             server: None,
+            tasks: vec![TaskScore {
+                task: "mmlu".to_owned(),
+                metric: "acc".to_owned(),
+                value: Some(0.75),
+                standard_error: None,
+                rows: 20,
+                base: Some(0.5),
+            }],
         }]);
         let text = metrics.text();
         for line in [
@@ -266,6 +328,10 @@ mod tests {
             "fedllm_evaluation_rows{by=\"clients\"} 30",
             "fedllm_evaluation_loss{by=\"clients\"} 1.5",
             "fedllm_evaluation_accuracy{by=\"clients\"} 0.25",
+            "fedllm_evaluation_task_version{task=\"mmlu\",metric=\"acc\"} 7",
+            "fedllm_evaluation_task{task=\"mmlu\",metric=\"acc\"} 0.75",
+            "fedllm_evaluation_task_standard_error{task=\"mmlu\",metric=\"acc\"} NaN",
+            "fedllm_evaluation_task_base{task=\"mmlu\",metric=\"acc\"} 0.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

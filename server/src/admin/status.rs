@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fedllm_shared::{ClientId, RunId};
+use fedllm_shared::{ClientId, RunId, TaskScore};
 use serde::{Deserialize, Serialize};
 
 use crate::store::VersionScore;
@@ -202,7 +202,8 @@ impl fmt::Display for Status {
         for round in &self.history {
             writeln!(f, "{round}")?;
         }
-        if !self.scores.is_empty() {
+        let on_rows = |score: &VersionScore| score.clients.is_some() || score.server.is_some();
+        if self.scores.iter().any(on_rows) {
             writeln!(
                 f,
                 "\n{:>7} {:<14} {:>8} {:>8} {:>8} {:>7}",
@@ -211,6 +212,36 @@ impl fmt::Display for Status {
         }
         for score in &self.scores {
             write!(f, "{score}")?;
+        }
+        self.tasks(f)
+    }
+}
+
+impl Status {
+    /// How versions do on benchmarks.
+    fn tasks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scores = self.scores.iter();
+        let scores = scores.flat_map(|of| of.tasks.iter().map(|score| (of.version, score)));
+        let width = scores.clone().map(|(_, score)| score.task.len()).max();
+        let Some(width) = width.map(|width| width.max(4)) else {
+            return Ok(());
+        };
+        writeln!(
+            f,
+            "\n{:>7} {:<width$} {:<10} {:>8} {:>8} {:>8} {:>8}",
+            "version", "task", "metric", "rows", "adapter", "±", "base"
+        )?;
+        for (version, score) in scores {
+            let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.4}"));
+            let TaskScore {
+                task, metric, rows, ..
+            } = score;
+            let (value, error) = (number(score.value), number(score.standard_error));
+            let base = number(score.base);
+            writeln!(
+                f,
+                "{version:>7} {task:<width$} {metric:<10} {rows:>8} {value:>8} {error:>8} {base:>8}"
+            )?;
         }
         Ok(())
     }
@@ -363,6 +394,14 @@ mod tests {
                     accuracy_se: 0.05,
                     rows: 100,
                 }),
+                tasks: vec![TaskScore {
+                    task: "fpb-held-out".into(),
+                    metric: "acc".into(),
+                    value: Some(0.75),
+                    standard_error: None,
+                    rows: 100,
+                    base: Some(0.5),
+                }],
             }],
             bytes_sent: 1536,
             bytes_received: 12,
@@ -386,6 +425,8 @@ mod tests {
             "     1        3        0   2.2500     0.5000    3.0 MiB      12.0",
             "      1 of 3 clients         40   2.5000            12.5%",
             "      1 of the server       100   2.0000   0.2500   50.0%",
+            "version task         metric         rows  adapter        ±     base",
+            "      1 fpb-held-out acc             100   0.7500        -   0.5000",
         ] {
             assert!(table.contains(part), "{part:?} is not in:\n{table}");
         }

@@ -8,6 +8,7 @@ use fedllm_client::Code;
 
 use super::{DirArg, Global, open_folder};
 use crate::base::{Base, BaseError};
+use crate::central::CentralError;
 use crate::server::{Server, ServerError, ServerOptions};
 
 /// Run the federation in a folder until its rounds are done or a signal comes.
@@ -109,6 +110,9 @@ fn explain_base(error: BaseError) -> anyhow::Error {
     super::explained(error, code, hint)
 }
 
+/// What to do when nothing can be measured.
+const CORRECT: &str = "correct [evaluation] in federation.toml, or remove held_out and tasks";
+
 fn explain_start(error: ServerError) -> anyhow::Error {
     let (code, hint) = match &error {
         ServerError::Endpoint(_) | ServerError::Admin { .. } => {
@@ -116,10 +120,10 @@ fn explain_start(error: ServerError) -> anyhow::Error {
                 "is another server using the address? --listen and --status-listen change it";
             (Code::Network, Some(hint))
         }
-        ServerError::Central(_) => (
-            Code::Config,
-            Some("correct [evaluation] in federation.toml, or remove held_out"),
-        ),
+        ServerError::Central(CentralError::Tasks(tasks)) => {
+            (Code::Config, Some(tasks.hint().unwrap_or(CORRECT)))
+        }
+        ServerError::Central(_) => (Code::Config, Some(CORRECT)),
         ServerError::Store(store) if store.is_full() => (
             Code::Failure,
             Some("free some space and start again; nothing acknowledged is lost"),
@@ -130,5 +134,6 @@ fn explain_start(error: ServerError) -> anyhow::Error {
         }
         _ => (Code::Failure, None),
     };
-    super::explained(error, code, hint.map(str::to_owned))
+    let hint = hint.map(str::to_owned);
+    super::explained(error, code, hint)
 }

@@ -2,7 +2,8 @@
 //!
 //! An evaluation does one task after another: it reads the task's rows, puts each question to the
 //! base and to every adapter, keeps replies as they come so that none is asked for twice, grades
-//! them, and makes figures of grades. The [`Report`] is what that came to.
+//! them, and makes figures of grades. The [`Report`] is what that came to. A server measures
+//! adapters in the same way between its rounds.
 
 mod asked;
 mod choice;
@@ -20,6 +21,7 @@ mod row_log;
 mod run;
 mod systems;
 mod table;
+mod tasks;
 #[cfg(test)]
 mod testing;
 
@@ -38,3 +40,5 @@ pub(crate) use options::{Opened, Options};
 pub(crate) use row_log::RowLog;
 pub(crate) use run::{EvaluateError, Evaluation, Loaded, loaded_digest};
 pub(crate) use systems::{BASE, Named, System as AdapterSystem, SystemError, read as read_systems};
+pub use tasks::TasksError;
+pub(crate) use tasks::{Tasks, find_tasks};

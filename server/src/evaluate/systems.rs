@@ -115,6 +115,17 @@ pub(crate) fn read(named: &[Named], config: &ModelConfig) -> Result<Vec<System>,
 }
 
 impl System {
+    /// An adapter that is called by what it is.
+    pub(crate) fn unnamed(spec: LoraSpec, adapter: Adapter) -> Self {
+        let mut system = Self {
+            name: String::new(),
+            spec,
+            adapter,
+        };
+        system.name = format!("adapter-{}", system.digest().short());
+        system
+    }
+
     /// Names the adapter by what it does to a model.
     pub(crate) fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new_derive_key("fedllm 1 adapter");

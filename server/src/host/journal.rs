@@ -74,6 +74,10 @@ impl Journal {
                 let score = NewScore::Server(*score);
                 self.commit.scores.push((*version, score));
             }
+            Event::TasksEvaluated { version, scores } => {
+                let score = NewScore::Tasks(scores.clone());
+                self.commit.scores.push((*version, score));
+            }
             Event::UpdateRejected { round, client, .. } => {
                 self.commit.updates.insert((*round, *client), None);
             }
@@ -238,6 +242,19 @@ impl Journal {
                 rows = score.rows,
                 "evaluated the adapter"
             ),
+            Event::TasksEvaluated { version, scores } => {
+                for score in scores {
+                    info!(
+                        version = version.0,
+                        task = score.task,
+                        metric = score.metric,
+                        value = score.value,
+                        base = score.base,
+                        rows = score.rows,
+                        "evaluated the adapter on a benchmark"
+                    );
+                }
+            }
             Event::RunFinished { version, .. } => {
                 info!(version = version.0, "the run is finished");
             }

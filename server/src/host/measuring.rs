@@ -1,11 +1,11 @@
 //! Measuring a new version on a thread of its own: rounds do not wait for it.
 
 use fedllm_models::device::run_checked;
-use fedllm_shared::{BlobRef, CentralScore, Event, EventRecord, ModelVersion, RoundId};
+use fedllm_shared::{BlobRef, Event, EventRecord, ModelVersion, RoundId};
 use tracing::{info, warn};
 
 use super::{Host, HostError, Input};
-use crate::central::{Central, CentralError};
+use crate::central::{Central, CentralError, Measurement};
 
 /// Whether a version is being measured.
 #[derive(Default)]
@@ -25,7 +25,7 @@ type Version = (ModelVersion, BlobRef);
 /// What became of measuring a version. If it crashed, nothing more is measured.
 pub(crate) struct Measured {
     version: ModelVersion,
-    result: Result<CentralScore, CentralError>,
+    result: Result<Measurement, CentralError>,
     central: Option<Box<Central>>,
 }
 
@@ -54,8 +54,8 @@ impl Host {
             return Ok(());
         };
         let rounds = self.coordinator.plan().rounds;
-        let is_due = self.federation.evaluation.is_due(round, rounds);
-        if !is_due || self.store.is_measured(version)? {
+        let evaluation = &self.federation.evaluation;
+        if !evaluation.is_due(round, rounds) || self.store.is_measured(version, evaluation)? {
             return Ok(());
         }
         self.measure((version, models.adapter))
@@ -104,12 +104,22 @@ impl Host {
 
     pub(super) fn measured(&mut self, measured: Measured) -> Result<(), HostError> {
         let version = measured.version;
-        match measured.result {
-            Ok(score) => self.journal.note(EventRecord {
-                at: self.clock.now(),
-                event: Event::Evaluated { version, score },
-            }),
-            Err(error) => warn!(version = version.0, %error, "a version cannot be measured"),
+        let events = match measured.result {
+            Ok(Measurement { held_out, tasks }) => {
+                let held_out =
+                    held_out.map(|scored| scored.map(|score| Event::Evaluated { version, score }));
+                let tasks = tasks
+                    .map(|scored| scored.map(|scores| Event::TasksEvaluated { version, scores }));
+                Vec::from_iter(held_out.into_iter().chain(tasks))
+            }
+            Err(error) => vec![Err(error)],
+        };
+        let at = self.clock.now();
+        for event in events {
+            match event {
+                Ok(event) => self.journal.note(EventRecord { at, event }),
+                Err(error) => warn!(version = version.0, %error, "a version cannot be measured"),
+            }
         }
         let before = std::mem::take(&mut self.measuring);
         let Some(central) = measured.central else {

@@ -1,6 +1,8 @@
 //! How the versions of the adapter do on rows that nobody trains on.
 
-use fedllm_shared::{CentralScore, ClientsScore, HeldOutScore, ModelVersion};
+use fedllm_shared::{
+    CentralEvaluation, CentralScore, ClientsScore, HeldOutScore, ModelVersion, TaskScore,
+};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
@@ -20,22 +22,34 @@ pub struct VersionScore {
     /// On the operator's rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<CentralScore>,
+    /// On benchmarks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskScore>,
 }
 
 /// A score that is to be added.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum NewScore {
     /// One more client's.
     Client(HeldOutScore),
     /// The server's own.
     Server(CentralScore),
+    /// The server's own of benchmarks.
+    Tasks(Vec<TaskScore>),
 }
 
 impl VersionScore {
+    fn has(&self, evaluation: &CentralEvaluation) -> bool {
+        let mut names = evaluation.tasks.names.iter();
+        let is_done = |name: &String| self.tasks.iter().any(|score| score.task == *name);
+        (self.server.is_some() || evaluation.held_out.is_empty()) && names.all(is_done)
+    }
+
     fn add(&mut self, score: &NewScore) {
         match score {
             NewScore::Client(score) => self.clients.get_or_insert_default().add(score),
             NewScore::Server(score) => self.server = Some(*score),
+            NewScore::Tasks(scores) => self.tasks.clone_from(scores),
         }
     }
 }
@@ -47,11 +61,15 @@ impl RunStore {
         rows.iter().map(|(_, row)| parse("score", row)).collect()
     }
 
-    /// Whether the server has measured a version.
-    pub(crate) fn is_measured(&self, version: ModelVersion) -> Result<bool, StoreError> {
+    /// Whether the server has measured a version on everything that there is to measure on.
+    pub(crate) fn is_measured(
+        &self,
+        version: ModelVersion,
+        evaluation: &CentralEvaluation,
+    ) -> Result<bool, StoreError> {
         let scores = self.scores()?.into_iter();
-        let mut measured = scores.filter(|score| score.server.is_some());
-        Ok(measured.any(|score| score.version == version.0))
+        let mut of_version = scores.filter(|score| score.version == version.0);
+        Ok(of_version.any(|score| score.has(evaluation)))
     }
 }
 
@@ -118,7 +136,33 @@ mod tests {
         assert_eq!((scores[0].version, scores[0].server), (0, None));
         assert_eq!(scores[1].server, Some(server));
         assert_eq!(scores[1].clients.unwrap().clients, 1);
-        assert!(store.is_measured(ModelVersion(1)).unwrap());
-        assert!(!store.is_measured(ModelVersion(0)).unwrap());
+        let mut evaluation = CentralEvaluation {
+            held_out: vec!["rows.jsonl".to_owned()],
+            ..CentralEvaluation::default()
+        };
+        let is_measured = |version, evaluation: &CentralEvaluation| {
+            let version = ModelVersion(version);
+            store.is_measured(version, evaluation).unwrap()
+        };
+        assert!(is_measured(1, &evaluation) && !is_measured(0, &evaluation));
+
+        evaluation.tasks.names = vec!["mmlu".to_owned()];
+        assert!(!is_measured(1, &evaluation));
+        let tasks = vec![TaskScore {
+            task: "mmlu".to_owned(),
+            metric: "acc".to_owned(),
+            value: Some(0.25),
+            standard_error: Some(0.1),
+            rows: 20,
+            base: Some(0.5),
+        }];
+        let commit = Commit {
+            scores: vec![(ModelVersion(1), NewScore::Tasks(tasks.clone()))],
+            ..Commit::default()
+        };
+        store.commit(&commit).unwrap();
+        assert!(is_measured(1, &evaluation));
+        let scores = store.scores().unwrap();
+        assert_eq!((scores[1].server, &scores[1].tasks), (Some(server), &tasks));
     }
 }

@@ -3,6 +3,7 @@
 mod experiment;
 mod raw;
 mod schedule;
+mod tasks;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,6 +14,7 @@ pub use experiment::{
     DataSource, DevicesConfig, EvaluationConfig, Experiment, OutputConfig, SplitConfig, SplitKind,
 };
 pub use schedule::{LrSchedule, ScheduleKind};
+pub use tasks::TasksConfig;
 
 use crate::codec::Codec;
 use crate::id::{Digest, RoundId};
@@ -175,8 +177,10 @@ pub struct WireConfig {
 pub struct CentralEvaluation {
     /// After how many rounds the adapter is measured; 0 only after the last.
     pub every: u64,
-    /// Files of rows to measure on; nothing is measured without.
+    /// Files of rows to measure on.
     pub held_out: Vec<String>,
+    /// Benchmarks to measure on.
+    pub tasks: TasksConfig,
 }
 
 impl CentralEvaluation {
@@ -184,7 +188,8 @@ impl CentralEvaluation {
     pub fn is_due(&self, round: RoundId, rounds: u64) -> bool {
         let done = round.next().0;
         let is_due = self.every > 0 && done.is_multiple_of(self.every);
-        !self.held_out.is_empty() && (is_due || done == rounds)
+        let measures = !self.held_out.is_empty() || !self.tasks.is_empty();
+        measures && (is_due || done == rounds)
     }
 }
 
@@ -230,6 +235,11 @@ impl Federation {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         raw::parse(text)
     }
+
+    /// An error about a key of this text that was found after parsing.
+    pub fn error(text: &str, key: &str, problem: &str) -> ConfigError {
+        raw::File { text }.error(key, problem)
+    }
 }
 
 fn line_prefix(line: Option<usize>) -> String {
@@ -255,12 +265,15 @@ mod tests {
             .replace("name = \"smollm2-135m-instruct\"", "")
             .replace("# path =", "path =")
             .replace("# digest =", "digest =")
-            .replace("# max_norm =", "max_norm =");
+            .replace("# max_norm =", "max_norm =")
+            .replace("tasks = []", "tasks = [\"mmlu\"]")
+            .replace("# shots =", "shots =");
         let federation = Federation::parse(&text).unwrap();
         let source = ModelSource::Path("/models/my-model".to_owned());
         assert_eq!(federation.model.source, source);
         assert_eq!(federation.model.digest, Some(Digest::default()));
         assert_eq!(federation.wire.max_norm, Some(10.0));
+        assert_eq!(federation.evaluation.tasks.shots, Some(0));
     }
 
     #[test]
@@ -354,7 +367,31 @@ mod tests {
                 "[evaluation]\nevery = 2",
                 Some(2),
                 "evaluation.every",
-                "held_out",
+                "evaluation.held_out or evaluation.tasks",
+            ),
+            (
+                "[evaluation]\ndata = [\"a\"]",
+                Some(2),
+                "evaluation.data",
+                "needs evaluation.tasks",
+            ),
+            (
+                "[evaluation]\nshots = 2",
+                Some(2),
+                "evaluation.shots",
+                "needs evaluation.tasks",
+            ),
+            (
+                "[evaluation]\ntasks = [\"mmlu\"]\nlimit = 0",
+                Some(3),
+                "evaluation.limit",
+                "at least 1",
+            ),
+            (
+                "[strategy]\nname = \"local\"\n[evaluation]\ntasks = [\"mmlu\"]",
+                Some(4),
+                "evaluation.tasks",
+                "has none",
             ),
             (
                 "[strategy]\nname = \"local\"\n[evaluation]\nheld_out = [\"a\"]",
@@ -436,6 +473,7 @@ mod tests {
             due("[evaluation]\nheld_out = [\"a.jsonl\"]\nevery = 2"),
             [1, 3, 4]
         );
+        assert_eq!(due("[evaluation]\ntasks = [\"mmlu\"]"), [4]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
+use super::tasks::RawTasks;
 use super::*;
 use crate::nearest::nearest;
 use crate::strategy::{Compat, ReduceRule, Reduction, StrategyError, StrategyKind, WeightBy};
@@ -143,6 +144,10 @@ section!(RawWire {
 section!(RawCentral {
     every: u64 = 0,
     held_out: Vec<String> = Vec::new(),
+    tasks: Vec<String> = Vec::new(),
+    data: Vec<String> = Vec::new(),
+    limit: u64 = RawTasks::LIMIT,
+    shots: Option<u64> = None,
 });
 section!(RawServer {
     listen: String = "0.0.0.0:7433".into(),
@@ -419,14 +424,25 @@ fn evaluation(
     raw: RawCentral,
     strategy: StrategyKind,
 ) -> Result<CentralEvaluation, ConfigError> {
-    if raw.every > 0 && raw.held_out.is_empty() {
-        let problem = "needs evaluation.held_out: files of rows to measure on";
+    if raw.every > 0 && raw.held_out.is_empty() && raw.tasks.is_empty() {
+        let problem = "needs evaluation.held_out or evaluation.tasks: what to measure on";
         return Err(file.error("evaluation.every", problem));
     }
-    if strategy == StrategyKind::Local && !raw.held_out.is_empty() {
-        let problem = "needs a shared adapter, and strategy.name = \"local\" has none";
-        return Err(file.error("evaluation.held_out", problem));
+    for (key, is_given) in [
+        ("evaluation.held_out", !raw.held_out.is_empty()),
+        ("evaluation.tasks", !raw.tasks.is_empty()),
+    ] {
+        if strategy == StrategyKind::Local && is_given {
+            let problem = "needs a shared adapter, and strategy.name = \"local\" has none";
+            return Err(file.error(key, problem));
+        }
     }
+    let tasks = RawTasks {
+        names: raw.tasks,
+        data: raw.data,
+        limit: raw.limit,
+        shots: raw.shots,
+    };
     let path = |path| file.text("evaluation.held_out", path, 1..=4096);
     Ok(CentralEvaluation {
         every: raw.every,
@@ -435,6 +451,7 @@ fn evaluation(
             .into_iter()
             .map(path)
             .collect::<Result<_, _>>()?,
+        tasks: tasks.checked(file)?,
     })
 }
 
