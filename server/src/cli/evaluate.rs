@@ -42,7 +42,9 @@ on the hub, and then in the Hugging Face cache. `fedllm-server evaluate --list -
 names, the files, and the licence. A set that is not here is reported as not done, and the exit code
 is 7, unless --allow-missing.
 
-Log-likelihood tasks read their prompt as it is; --template is for what the model has to write."
+Log-likelihood tasks read their prompt as it is; --template is for what the model has to write.
+
+`tasks` in the [evaluation] of a federation.toml or an experiment measures tasks between rounds."
 )]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -17,9 +17,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::settings::{Setting, Swept, grid};
 use super::Global;
+use crate::evaluate::TasksError;
 use crate::simulate::{
     Lab, RoundMetrics, RunError, RunOptions, RunSummary, SimulationError, SweepRun, SweepTable,
-    Watcher, render_sweep, summary_table,
+    Watcher, parse_experiment, render_sweep, summary_table,
 };
 
 /// Run an experiment: hundreds of virtual clients, one process, virtual time.
@@ -37,7 +38,10 @@ use crate::simulate::{
 Keys are section.key; strategy, compat, reduce, seed, rounds, clients, alpha, split and lr are short
 for strategy.name, strategy.compat, strategy.reduce, experiment.seed, rounds.count, split.clients,
 split.alpha, split.kind and local.lr. The strategy `central` trains one owner of all rows.
-Parameters of an algorithm that a sweep does not use in a run are left out of that run.")]
+Parameters of an algorithm that a sweep does not use in a run are left out of that run.
+
+[evaluation] says what is measured between rounds: held-out rows of data.held_out, benchmarks by the
+names of `fedllm-server evaluate --list` (evaluation.tasks, found in evaluation.data), clients' rows.")]
 pub(crate) struct Args {
     /// The experiment.
     #[arg(value_name = "EXPERIMENT.toml")]
@@ -91,7 +95,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     };
     if args.sweep.is_empty() {
         let text = file.with(&[])?;
-        let name = Experiment::parse(&text).code(Code::Config)?.name;
+        let name = parse_experiment(&text).code(Code::Config)?.name;
         let out = args.out.clone();
         let out = out.unwrap_or_else(|| Path::new("runs").join(folder_name(&name)));
         let summary = stage.run(&text, &out)?;
@@ -115,7 +119,7 @@ impl<'a> Source<'a> {
             .code(Code::Config)?;
         let at = || path.display().to_string();
         if args.set.is_empty() && args.sweep.is_empty() && args.data.is_empty() {
-            Experiment::parse(&text)
+            parse_experiment(&text)
                 .with_context(at)
                 .code(Code::Config)?;
         }
@@ -187,7 +191,7 @@ impl Stage<'_> {
 }
 
 fn parse(text: &str, global: &Global) -> anyhow::Result<(Experiment, PathBuf)> {
-    let experiment = Experiment::parse(text).code(Code::Config)?;
+    let experiment = parse_experiment(text).code(Code::Config)?;
     let path = match &experiment.federation.model.source {
         ModelSource::Name(name) => {
             let found = fedllm_client::resolve(name, &*global.progress());
@@ -214,6 +218,14 @@ fn explain(error: RunError) -> anyhow::Error {
     let (code, hint) = match &error {
         RunError::Data(data) => (Code::Data, data.hint()),
         RunError::Config(_) | RunError::Base(_) | RunError::Template(_) => (Code::Config, None),
+        RunError::Tasks(tasks) => {
+            let code = match tasks {
+                TasksError::Data { .. } => Code::Data,
+                TasksError::Failed(_) => Code::Failure,
+                _ => Code::Config,
+            };
+            (code, tasks.hint().map(str::to_owned))
+        }
         RunError::OtherRun(_) => {
             let hint = "choose another --out, or begin anew with --fresh";
             (Code::Config, Some(hint.to_owned()))
@@ -276,7 +288,7 @@ fn sweep(args: &Args, file: &Source<'_>, stage: &mut Stage<'_>) -> anyhow::Resul
     let mut texts = Vec::with_capacity(arms.len());
     for arm in &arms {
         let text = file.with(arm)?;
-        let parsed = Experiment::parse(&text);
+        let parsed = parse_experiment(&text);
         let named = || settings::label(arm);
         texts.push((parsed.with_context(named).code(Code::Config)?.name, text));
     }
@@ -368,7 +380,11 @@ impl Watcher for Bar {
             let accuracy = accuracy.unwrap_or_default();
             format!("; {} {:.3}{accuracy}", scores.arm, scores.loss)
         });
-        let measured: String = measured.take(3).collect();
+        let tasks = round.tasks.iter().filter_map(|one| {
+            let (arm, score) = (&one.arm, &one.score);
+            Some(format!("; {arm} {:.3} {}", score.value?, score.task))
+        });
+        let measured: String = measured.take(3).chain(tasks.take(6)).collect();
         let held_out = round.held_out.map(|scores| {
             let (rows, clients) = (scores.rows, scores.clients);
             format!(

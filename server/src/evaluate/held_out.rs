@@ -3,25 +3,15 @@
 use fedllm_client::UnitScores;
 use fedllm_shared::{CentralScore, Estimate};
 
-/// The mean and its standard error, 0 where they are not known.
-pub(crate) fn mean_and_error(figures: &[f64]) -> (f64, f64) {
-    let estimate = Estimate::of(figures.iter().copied());
-    (
-        estimate.mean.unwrap_or(0.0),
-        estimate.standard_error.unwrap_or(0.0),
-    )
-}
-
-/// The means over rows.
+/// The means over rows. Errors that one row does not have are 0.
 pub(crate) fn central_score(scores: &UnitScores) -> CentralScore {
-    let right: Vec<f64> = scores.right.iter().map(|r| f64::from(*r)).collect();
-    let (loss, loss_se) = mean_and_error(&scores.losses);
-    let (accuracy, accuracy_se) = mean_and_error(&right);
+    let loss = Estimate::of(scores.losses.iter().copied());
+    let right = Estimate::of(scores.right.iter().map(|right| f64::from(*right)));
     CentralScore {
-        loss,
-        loss_se,
-        accuracy,
-        accuracy_se,
+        loss: loss.mean.unwrap_or(0.0),
+        loss_se: loss.standard_error.unwrap_or(0.0),
+        accuracy: right.mean.unwrap_or(0.0),
+        accuracy_se: right.standard_error.unwrap_or(0.0),
         rows: scores.losses.len() as u64,
     }
 }
@@ -31,16 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_of_a_mean_is_that_of_the_sample() {
-        // Variance 2/3, four figures.
-        let (mean, error) = mean_and_error(&[1.0, 3.0, 2.0, 2.0]);
-        assert_eq!(mean, 2.0);
-        assert!((error - (2.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
-        assert_eq!(mean_and_error(&[5.0]), (5.0, 0.0));
-    }
-
-    #[test]
-    fn rows_are_right_or_wrong() {
+    fn means_are_over_rows_and_errors_those_of_the_sample() {
         let scores = UnitScores {
             losses: vec![1.0, 3.0, 2.0, 2.0],
             right: vec![true, false, false, false],
@@ -48,6 +29,14 @@ mod tests {
         };
         let score = central_score(&scores);
         assert_eq!((score.loss, score.accuracy, score.rows), (2.0, 0.25, 4));
+        // Variance 2/3, four figures.
+        assert!((score.loss_se - (2.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
         assert!((score.accuracy_se - 0.25).abs() < 1e-12);
+        let one = central_score(&UnitScores {
+            losses: vec![5.0],
+            right: vec![true],
+            margins: Vec::new(),
+        });
+        assert_eq!((one.loss, one.loss_se), (5.0, 0.0));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! An evaluation does one task after another: it reads the task's rows, puts each question to the
 //! base and to every adapter, keeps replies as they come so that none is asked for twice, grades
-//! them, and makes figures of grades. The [`Report`] is what that came to. A server measures
-//! adapters in the same way between its rounds.
+//! them, and makes figures of grades. The [`Report`] is what that came to. Servers and simulations
+//! measure adapters in the same way between their rounds.
 
 mod asked;
 mod choice;
@@ -34,7 +34,7 @@ pub(crate) use asked::Templates;
 pub(crate) use choice::Selection;
 pub(crate) use data::Data;
 pub(crate) use grades::{Graders, Refusal};
-pub(crate) use held_out::{central_score, mean_and_error};
+pub(crate) use held_out::central_score;
 pub(crate) use means::{means, ranks};
 pub(crate) use options::{Opened, Options};
 pub(crate) use row_log::RowLog;

@@ -835,6 +835,7 @@ impl Simulation {
             held_out: ClientsScore::of(scores),
             clients,
             evaluations: Vec::new(),
+            tasks: Vec::new(),
         }
     }
 

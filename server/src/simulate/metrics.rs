@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use fedllm_shared::ClientsScore;
+use fedllm_shared::{ClientsScore, TaskScore};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -66,6 +66,9 @@ pub struct RoundMetrics {
     /// What was measured after the round.
     #[serde(default)]
     pub evaluations: Vec<Evaluation>,
+    /// The same models on benchmarks, one model after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskEvaluation>,
 }
 
 /// One client's part of a round.
@@ -147,6 +150,17 @@ pub struct Evaluation {
     pub margin_se: Option<f64>,
 }
 
+/// How one model does on a benchmark. Standard errors are over rows, those of `local mean` over
+/// owners.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskEvaluation {
+    /// Which model, as [`Evaluation::arm`] has it.
+    pub arm: String,
+    /// The task and its main metric.
+    #[serde(flatten)]
+    pub score: TaskScore,
+}
+
 /// A whole run; `summary.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
@@ -164,6 +178,9 @@ pub struct RunSummary {
     pub clients: u32,
     /// What was measured at the end.
     pub evaluations: Vec<Evaluation>,
+    /// The same on benchmarks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskEvaluation>,
     /// Digest of the final adapter, in hexadecimal.
     pub adapter_digest: String,
     /// The program's version and commit.
@@ -364,6 +381,21 @@ pub(super) mod tests {
                 margin: None,
                 margin_se: None,
             }],
+            tasks: vec![task("global", "mmlu", 0.375)],
+        }
+    }
+
+    pub(in crate::simulate) fn task(arm: &str, task: &str, value: f64) -> TaskEvaluation {
+        TaskEvaluation {
+            arm: arm.into(),
+            score: TaskScore {
+                task: task.into(),
+                metric: "acc".into(),
+                value: Some(value),
+                standard_error: Some(0.0625),
+                rows: 60,
+                base: None,
+            },
         }
     }
 
@@ -381,6 +413,12 @@ pub(super) mod tests {
         let log = MetricsLog::parse(&file(&rounds)).unwrap();
         assert_eq!(log.rounds(), rounds);
         assert!(MetricsLog::parse(b"").unwrap().rounds().is_empty());
+        // Rounds of before there were benchmarks.
+        let mut old = round(0);
+        old.tasks.clear();
+        let bytes = file(std::slice::from_ref(&old));
+        assert!(!String::from_utf8_lossy(&bytes).contains("tasks"));
+        assert_eq!(MetricsLog::parse(&bytes).unwrap().rounds(), [old]);
     }
 
     #[test]

@@ -28,10 +28,11 @@ pub use devices::{
 pub use engine::SimulationError;
 pub use metrics::{
     ClientRound, Evaluation, MetricsError, MetricsLog, PreferenceRound, RoundMetrics, RunSummary,
+    TaskEvaluation,
 };
 pub use report::{render_report, render_sweep};
 pub use run::RunError;
-pub(crate) use run::{Lab, RunOptions, Watcher};
+pub(crate) use run::{Lab, RunOptions, Watcher, parse_experiment};
 pub use split::{
     Categories, OwnerRows, OwnerShare, Partition, Skew, Split, SplitError, SplitTable, split,
 };

@@ -1,43 +1,39 @@
-//! One run and its folder: what is written, and how it goes on after it was stopped.
+//! One run: its rounds, what is written of them, and how it goes on after it was stopped.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+mod folder;
+mod measure;
+
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use burn::tensor::Device;
-use fedllm_client::files::write_whole;
-use fedllm_client::{
-    Base, LoraTrainer, Rewards, ScoreError, Shard, StopFlag, Template, TemplateError, score_units,
-};
+use fedllm_client::{Base, LoraTrainer, ScoreError, Shard, StopFlag, Template, TemplateError};
 use fedllm_models::device::Selection;
-use fedllm_models::lora::{self, Lora, LoraError};
+use fedllm_models::lora::{self, LoraError};
 use fedllm_models::train::Memory;
 use fedllm_models::{BasePrecision, CausalLm, LoadError, PeftError};
 use fedllm_shared::{
-    Adapter, ConfigError, Digest, Experiment, ObjectiveConfig, ReferenceConfig, StrategyKind,
-    decode_adapter,
+    Adapter, ConfigError, Digest, Experiment, ObjectiveConfig, StrategyKind, decode_adapter,
 };
 use thiserror::Error;
 
 use super::data::{DataError, Owners};
 use super::devices::{DevicePark, Distribution, ParkSpec};
-use super::engine::{Checkpoint, Parts, Simulation, SimulationError};
-use super::metrics::{Evaluation, MetricsError, MetricsLog, RoundMetrics, RunSummary};
+use super::engine::{Parts, Simulation, SimulationError};
+use super::metrics::{MetricsError, RoundMetrics, RunSummary};
 use super::report::render_report;
 use super::split::SplitTable;
-use super::tfevents::{EventWriter, event_file_name};
+use super::tfevents::EventWriter;
 use crate::base::{BaseError, first_adapter};
-use crate::evaluate::{central_score, mean_and_error};
+use crate::evaluate::{Tasks, TasksError, find_tasks, loaded_digest};
 use crate::store::{BlobStore, StoreError};
+use folder::{METRICS, REPORT, RunFolder, SPLIT, SUMMARY, SavedRun, json};
+use measure::Measures;
 
-const CONFIG: &str = "config.toml";
-const CHECKPOINT: &str = "checkpoint.bin";
-const METRICS: &str = "metrics.jsonl";
-const SUMMARY: &str = "summary.json";
-const SPLIT: &str = "split.json";
-const REPORT: &str = "report.html";
+/// How the base is held.
+const PRECISION: BasePrecision = BasePrecision::AsStored;
 
 /// Why a run cannot be done.
 #[derive(Debug, Error)]
@@ -64,6 +60,9 @@ pub enum RunError {
     /// Held-out rows cannot be scored.
     #[error(transparent)]
     Score(ScoreError),
+    /// Benchmarks cannot be measured.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// The base model.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -99,6 +98,7 @@ pub(crate) struct Lab {
     text: String,
     base: Base,
     owners: Owners,
+    tasks: Option<Tasks>,
 }
 
 /// What a run is told to do.
@@ -125,15 +125,30 @@ pub(crate) trait Watcher {
     fn round(&mut self, round: &RoundMetrics, rounds: u64);
 }
 
+/// Reads and checks an experiment, with the names of its tasks.
+///
+/// # Errors
+///
+/// [`ConfigError`] with the line and the key of what is wrong.
+pub(crate) fn parse_experiment(text: &str) -> Result<Experiment, ConfigError> {
+    let experiment = Experiment::parse(text)?;
+    match find_tasks(&experiment.evaluation.tasks.names) {
+        Ok(_) => Ok(experiment),
+        Err(problem) => Err(Experiment::error(text, "evaluation.tasks", &problem)),
+    }
+}
+
 impl Lab {
-    /// Opens the model and deals out the rows.
+    /// Opens the model, deals out the rows, and reads those of the tasks.
     pub(crate) fn open(text: &str, experiment: Experiment, base: Base) -> Result<Self, RunError> {
+        let tasks = Tasks::open(&experiment.evaluation.tasks, &base)?;
         let owners = Owners::prepare(&experiment, &base)?;
         Ok(Self {
             experiment,
             text: text.to_owned(),
             base,
             owners,
+            tasks,
         })
     }
 
@@ -154,9 +169,7 @@ impl Lab {
 
     /// Loads the model to a device.
     pub(crate) fn load(&self, selection: &Selection) -> Result<Arc<CausalLm>, RunError> {
-        Ok(Arc::new(
-            self.base.load(BasePrecision::default(), selection)?,
-        ))
+        Ok(Arc::new(self.base.load(PRECISION, selection)?))
     }
 
     /// Runs the experiment to its end, from where it was stopped if it was.
@@ -177,16 +190,15 @@ impl Lab {
 struct Run {
     experiment: Experiment,
     text: String,
-    base_name: String,
+    base: Base,
     model: Arc<CausalLm>,
-    held_out: Option<Shard>,
+    measures: Measures,
     table: SplitTable,
     simulation: Simulation,
     rounds: Vec<RoundMetrics>,
     folder: RunFolder,
     metrics: File,
     events: EventWriter<File>,
-    base_scores: Option<Evaluation>,
     clients: u32,
     stop: StopFlag,
 }
@@ -203,6 +215,7 @@ impl Run {
             text,
             base,
             owners,
+            tasks,
         } = lab;
         let federation = &experiment.federation;
         let name = federation
@@ -213,9 +226,10 @@ impl Run {
         let template = Template::new(name, base.tokenizer(), base.chat())?.digest();
         let layout = lora::layout(model.config(), &federation.lora);
         let layout = Arc::new(layout.map_err(LoraError::from)?);
+        let weights = base.checkpoint().fingerprint();
         let trainer = LoraTrainer::new(
             model.clone(),
-            base.checkpoint().fingerprint(),
+            weights,
             options.selection.info.to_string(),
             Memory::default(),
         );
@@ -237,15 +251,19 @@ impl Run {
         };
         let rounds = log.into_rounds();
         let events = folder.events(rounds.len() as u64)?;
-        let base_scores = rounds.iter().flat_map(|round| &round.evaluations);
-        let base_scores = base_scores
-            .clone()
-            .find(|scores| scores.arm == "base")
-            .cloned();
+        let mut known = rounds.iter().flat_map(|round| &round.evaluations);
+        let measures = Measures {
+            held_out: owners.held_out,
+            tasks: tasks.map(|tasks| tasks.kept_in(folder.path.join("evaluation"))),
+            digest: loaded_digest(weights, base.tokenizer().fingerprint(), PRECISION),
+            base: known.find(|scores| scores.arm == "base").cloned(),
+            // Replies are kept: asking again costs nothing.
+            base_tasks: None,
+        };
         let simulation = Simulation::new(parts, checkpoint.map(|at| at.simulation))?;
         Ok(Self {
-            base_name: base.checkpoint().name().to_owned(),
-            held_out: owners.held_out,
+            base,
+            measures,
             table: owners.table,
             experiment,
             text,
@@ -255,7 +273,6 @@ impl Run {
             folder,
             metrics,
             events,
-            base_scores,
             clients,
             stop: options.stop.clone(),
         })
@@ -270,7 +287,7 @@ impl Run {
             };
             let mut metrics = self.simulation.next_round(&mut on_step)?;
             if self.is_measured(metrics.round) {
-                metrics.evaluations = self.evaluate()?;
+                self.measure(&mut metrics)?;
             }
             metrics.seconds = began.elapsed().as_secs_f64();
             self.keep_adapter(metrics.round)?;
@@ -291,95 +308,6 @@ impl Run {
         self.conclude()
     }
 
-    fn is_measured(&self, round: u64) -> bool {
-        let (every, rounds) = (
-            self.experiment.evaluation.every,
-            self.experiment.federation.rounds.count,
-        );
-        let last = round + 1 == rounds;
-        self.held_out.is_some() && (last || (every > 0 && (round + 1).is_multiple_of(every)))
-    }
-
-    /// Measures the adapters on the held-out rows, and the base model once.
-    fn evaluate(&mut self) -> Result<Vec<Evaluation>, RunError> {
-        let Some(held_out) = self.held_out.clone() else {
-            return Ok(Vec::new());
-        };
-        let mut evaluations = Vec::new();
-        if self.experiment.evaluation.base {
-            let base = match self.base_scores.clone() {
-                Some(base) => base,
-                None => self.score("base", None, &held_out)?,
-            };
-            self.base_scores = Some(base.clone());
-            evaluations.push(base);
-        }
-        let own: Vec<_> = self
-            .simulation
-            .own_adapters()
-            .map(|(name, blob)| (name.to_owned(), blob))
-            .collect();
-        if self.is_local() {
-            let mut owners = Vec::new();
-            for (name, blob) in own {
-                let adapter = self.load(&blob)?;
-                owners.push(self.score(&name, Some(&adapter), &held_out)?);
-            }
-            evaluations.push(mean_of(&owners));
-            evaluations.extend(owners);
-        } else {
-            let adapter = self.load(&self.simulation.models().adapter.clone())?;
-            evaluations.push(self.score("global", Some(&adapter), &held_out)?);
-        }
-        Ok(evaluations)
-    }
-
-    fn score(
-        &self,
-        arm: &str,
-        adapter: Option<&Adapter>,
-        held_out: &Shard,
-    ) -> Result<Evaluation, RunError> {
-        let spec = &self.experiment.federation.lora;
-        let (model, device) = (&*self.model, self.model.device());
-        let on_device = |adapter: &Adapter| Lora::new(model.config(), spec, adapter, device);
-        let lora = adapter.map(on_device).transpose()?;
-        let (beta, reference) = match self.experiment.federation.objective {
-            ObjectiveConfig::Sft => (0.0, None),
-            ObjectiveConfig::Dpo {
-                beta, reference, ..
-            } => {
-                let reference = match reference {
-                    ReferenceConfig::Base => None,
-                    ReferenceConfig::Initial => Some(self.load(self.simulation.first())?),
-                };
-                let reference = reference.as_ref().map(on_device).transpose()?;
-                (beta, reference)
-            }
-        };
-        let rewards = Rewards {
-            beta,
-            reference: reference.as_ref(),
-        };
-        let scores = score_units(model, lora.as_ref(), rewards, held_out, &self.stop);
-        let scores = scores.map_err(|error| match error {
-            ScoreError::Stopped => self.simulation.stopped().into(),
-            other => RunError::Score(other),
-        })?;
-        let means = central_score(&scores);
-        let margin = (!scores.margins.is_empty()).then(|| mean_and_error(&scores.margins));
-        Ok(Evaluation {
-            arm: arm.to_owned(),
-            rows: means.rows,
-            loss: means.loss,
-            loss_se: means.loss_se,
-            accuracy: Some(means.accuracy),
-            accuracy_se: Some(means.accuracy_se),
-            margin: margin.map(|(mean, _)| mean),
-            margin_se: margin.map(|(_, error)| error),
-        })
-    }
-
     fn load(&self, blob: &fedllm_shared::BlobRef) -> Result<Adapter, RunError> {
         let bytes = self.simulation.blobs().load(blob)?;
         let adapter = decode_adapter(&bytes, self.simulation.layout());
@@ -397,7 +325,8 @@ impl Run {
     }
 
     fn write_adapter(&self, adapter: &Adapter, name: &str) -> Result<(), RunError> {
-        let peft = lora::to_peft(&self.experiment.federation.lora, adapter, &self.base_name)?;
+        let name_of_base = self.base.checkpoint().name();
+        let peft = lora::to_peft(&self.experiment.federation.lora, adapter, name_of_base)?;
         let path = self.folder.path.join(name);
         fs::create_dir_all(&path).map_err(|error| self.folder.error(name, error))?;
         Ok(peft.write(&path)?)
@@ -428,6 +357,7 @@ impl Run {
         }
         let sum = |of: fn(&RoundMetrics) -> f64| self.rounds.iter().map(of).sum::<f64>();
         let federation = &self.experiment.federation;
+        let last_round = self.rounds.last();
         let summary = RunSummary {
             name: self.experiment.name.clone(),
             strategy: federation.strategy.kind.to_string(),
@@ -438,19 +368,13 @@ impl Run {
             seed: federation.seed,
             rounds: federation.rounds.count,
             clients: self.clients,
-            evaluations: self
-                .rounds
-                .last()
-                .map(|round| round.evaluations.clone())
-                .unwrap_or_default(),
+            evaluations: last_round.map_or(Vec::new(), |round| round.evaluations.clone()),
+            tasks: last_round.map_or(Vec::new(), |round| round.tasks.clone()),
             adapter_digest: Digest(hash.finalize().into()).to_string(),
             code_version: env!("CARGO_PKG_VERSION").to_owned(),
             wall_seconds: sum(|round| round.seconds),
             train_seconds: sum(|round| round.train_seconds),
-            virtual_seconds: self
-                .rounds
-                .last()
-                .map_or(0.0, |round| round.virtual_seconds),
+            virtual_seconds: last_round.map_or(0.0, |round| round.virtual_seconds),
             bytes_up: self.rounds.iter().map(|round| round.bytes_up).sum(),
             bytes_down: self.rounds.iter().map(|round| round.bytes_down).sum(),
         };
@@ -459,26 +383,6 @@ impl Run {
         self.folder.write(SUMMARY, &json(&summary))?;
         // As it is read when somebody asks again: parsing may move the last bit of a number.
         Ok(self.folder.summary()?.unwrap_or(summary))
-    }
-}
-
-/// The mean over owners, each figure's standard error that over owners.
-fn mean_of(owners: &[Evaluation]) -> Evaluation {
-    let over = |of: fn(&Evaluation) -> Option<f64>| {
-        let figures: Vec<f64> = owners.iter().filter_map(of).collect();
-        (!figures.is_empty()).then(|| mean_and_error(&figures))
-    };
-    let (loss, loss_se) = over(|owner| Some(owner.loss)).unwrap_or_default();
-    let (accuracy, margin) = (over(|owner| owner.accuracy), over(|owner| owner.margin));
-    Evaluation {
-        arm: "local mean".to_owned(),
-        rows: owners.first().map_or(0, |owner| owner.rows),
-        loss,
-        loss_se,
-        accuracy: accuracy.map(|(mean, _)| mean),
-        accuracy_se: accuracy.map(|(_, error)| error),
-        margin: margin.map(|(mean, _)| mean),
-        margin_se: margin.map(|(_, error)| error),
     }
 }
 
@@ -505,120 +409,6 @@ fn park(experiment: &Experiment, text: &str) -> Result<DevicePark, RunError> {
     };
     let park = DevicePark::new(spec, experiment.federation.seed);
     Ok(park.map_err(|error| Experiment::error(text, "devices", &format!("is wrong: {error}")))?)
-}
-
-/// Where a run stands.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct SavedRun {
-    /// The round that is next.
-    round: u64,
-    simulation: Checkpoint,
-}
-
-/// The folder of a run.
-struct RunFolder {
-    path: PathBuf,
-}
-
-impl RunFolder {
-    /// Makes the folder of a run with this configuration, or finds it.
-    fn open(path: &Path, text: &str, fresh: bool) -> Result<Self, RunError> {
-        let folder = Self {
-            path: path.to_owned(),
-        };
-        let config = path.join(CONFIG);
-        match fs::read_to_string(&config) {
-            Ok(found) if found == text && !fresh => return Ok(folder),
-            Ok(_) if fresh => {
-                fs::remove_dir_all(path).map_err(|error| folder.error("", error))?;
-            }
-            Ok(_) => return Err(RunError::OtherRun(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(folder.error(CONFIG, error)),
-        }
-        fs::create_dir_all(path).map_err(|error| folder.error("", error))?;
-        folder.write(CONFIG, text.as_bytes())?;
-        Ok(folder)
-    }
-
-    fn summary(&self) -> Result<Option<RunSummary>, RunError> {
-        let Some(bytes) = self.read(SUMMARY)? else {
-            return Ok(None);
-        };
-        let summary = serde_json::from_slice(&bytes);
-        Ok(Some(summary.map_err(|error| self.error(SUMMARY, error))?))
-    }
-
-    fn checkpoint(&self) -> Result<Option<SavedRun>, RunError> {
-        let Some(bytes) = self.read(CHECKPOINT)? else {
-            return Ok(None);
-        };
-        let saved = postcard::from_bytes(&bytes);
-        Ok(Some(saved.map_err(|error| self.error(CHECKPOINT, error))?))
-    }
-
-    fn save(&self, saved: &SavedRun) -> Result<(), RunError> {
-        let bytes = postcard::to_stdvec(saved).map_err(|error| self.error(CHECKPOINT, error))?;
-        self.write(CHECKPOINT, &bytes)
-    }
-
-    /// The metrics of the rounds before `round`, and the file to add to.
-    fn metrics(&self, round: u64) -> Result<(File, MetricsLog), RunError> {
-        let mut log = MetricsLog::parse(&self.read(METRICS)?.unwrap_or_default())?;
-        let length = log.rewind(round);
-        let open = || {
-            let mut options = OpenOptions::new();
-            let file = options
-                .create(true)
-                .append(true)
-                .open(self.path.join(METRICS))?;
-            file.set_len(length)?;
-            Ok(file)
-        };
-        let file = open().map_err(|error: io::Error| self.error(METRICS, error))?;
-        Ok((file, log))
-    }
-
-    /// A new file of events for TensorBoard, which goes on after `rounds` rounds.
-    fn events(&self, rounds: u64) -> Result<EventWriter<File>, RunError> {
-        let now = unix_seconds();
-        let path = self.path.join(event_file_name(now as u64));
-        let open = || {
-            let file = File::create(&path)?;
-            match rounds {
-                0 => EventWriter::new(file, now),
-                rounds => EventWriter::resume(file, now, rounds + 1),
-            }
-        };
-        open().map_err(|error: io::Error| self.error("TensorBoard events", error))
-    }
-
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RunError> {
-        match fs::read(self.path.join(name)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.error(name, error)),
-        }
-    }
-
-    /// Replaces a file as a whole: a run that is killed leaves the old one or the new one.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
-        write_whole(&self.path.join(name), bytes).map_err(|error| self.error(name, error))
-    }
-
-    fn error(&self, name: &str, error: impl std::fmt::Display) -> RunError {
-        RunError::Folder {
-            path: self.path.join(name),
-            reason: error.to_string(),
-        }
-    }
-}
-
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    // Plain structs of texts and numbers always serialize.
-    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
-    text.push(b'\n');
-    text
 }
 
 fn unix_seconds() -> f64 {

@@ -148,6 +148,11 @@ fn scalars(round: &RoundMetrics) -> Vec<(String, f64)> {
         optional(format!("accuracy/{arm}"), evaluation.accuracy);
         optional(format!("margin/{arm}"), evaluation.margin);
     }
+    for evaluation in &round.tasks {
+        let (arm, score) = (evaluation.arm.replace('/', "_"), &evaluation.score);
+        let tag = format!("{}_{}/{arm}", score.task, score.metric);
+        optional(tag, score.value);
+    }
     scalars
 }
 
@@ -288,6 +293,7 @@ mod tests {
         assert_eq!(value("update/discarded"), None);
         assert_eq!(value("clients/held_out_loss"), Some(1.25));
         assert_eq!(value("loss/local mean_é"), Some(1.5));
+        assert_eq!(value("mmlu_acc/global"), Some(0.375));
         let mut file = Vec::new();
         let mut writer = EventWriter::new(&mut file, 0.0).unwrap();
         writer.round(1.0, &round).unwrap();

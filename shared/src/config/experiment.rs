@@ -6,6 +6,7 @@ use super::raw::{
     File, Raw, RawAdapter, RawCentral, RawFederation, RawLocal, RawModel, RawObjective, RawRounds,
     RawServer, RawStrategy, RawWire, federation, read, section,
 };
+use super::tasks::{RawTasks, TasksConfig};
 use super::{ConfigError, Federation};
 
 /// A simulated federation as a researcher describes it, checked.
@@ -126,6 +127,8 @@ pub struct EvaluationConfig {
     pub base: bool,
     /// The share of its rows that each client holds out, to score each round's adapter on.
     pub clients: f64,
+    /// Benchmarks that models are measured on, too.
+    pub tasks: TasksConfig,
 }
 
 /// What is kept.
@@ -199,6 +202,10 @@ section!(RawEvaluation {
     every: u64 = 0,
     base: bool = true,
     clients: f64 = 0.0,
+    tasks: Vec<String> = Vec::new(),
+    data: Vec<String> = Vec::new(),
+    limit: u64 = RawTasks::LIMIT,
+    shots: Option<u64> = None,
 });
 section!(RawOutput {
     adapter_every: u64 = 0,
@@ -232,6 +239,12 @@ impl Experiment {
             raw.local.steps = raw.local.steps.saturating_mul(together);
         }
         let rounds = rounds(&raw.rounds, split.clients);
+        let tasks = RawTasks {
+            names: raw.evaluation.tasks,
+            data: raw.evaluation.data,
+            limit: raw.evaluation.limit,
+            shots: raw.evaluation.shots,
+        };
         let data = source(&file, raw.data)?;
         if raw.local.keep_optimizer {
             let problem = "keeps a client's moments on its device; virtual clients share one";
@@ -266,6 +279,7 @@ impl Experiment {
                 every: raw.evaluation.every,
                 base: raw.evaluation.base,
                 clients: file.bound("evaluation.clients", raw.evaluation.clients, 0.0, 0.5)?,
+                tasks: tasks.checked(&file)?,
             },
             output: OutputConfig {
                 adapter_every: raw.output.adapter_every,
@@ -276,7 +290,7 @@ impl Experiment {
 
     /// An error about a key of this text that was found after parsing.
     pub fn error(text: &str, key: &str, problem: &str) -> ConfigError {
-        File { text }.error(key, problem)
+        Federation::error(text, key, problem)
     }
 }
 
@@ -392,6 +406,16 @@ mod tests {
                 "[data]\ndataset = \"a\"\n[evaluation]\nclients = 1.0",
                 Some(4),
                 "evaluation.clients must be 0 to 0.5",
+            ),
+            (
+                "[data]\ndataset = \"a\"\n[evaluation]\ndata = [\"b\"]",
+                Some(4),
+                "evaluation.data needs evaluation.tasks",
+            ),
+            (
+                "[data]\ndataset = \"a\"\n[evaluation]\ntasks = [\"mmlu\", \"\"]",
+                Some(4),
+                "evaluation.tasks must have 1 to 4096 bytes",
             ),
             (
                 "[data]\ndataset = \"a\"\n[devices]\ndrop_out = 2.0",

@@ -7,6 +7,8 @@
 )]
 
 #[cfg(unix)]
+mod benchmarks;
+#[cfg(unix)]
 mod churn;
 #[cfg(unix)]
 mod evaluation;

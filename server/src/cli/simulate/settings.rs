@@ -6,6 +6,8 @@ use std::str::FromStr;
 use fedllm_shared::StrategyKind;
 use toml::{Table, Value};
 
+use crate::evaluate::Data;
+
 /// Short names of keys that are often changed.
 const SHORT: [(&str, &str); 9] = [
     ("strategy", "strategy.name"),
@@ -160,6 +162,18 @@ pub(super) fn absolute_paths(table: &mut Table, folder: &Path) -> std::io::Resul
             None => {}
         }
     }
+    let evaluation = table.get_mut("evaluation").and_then(Value::as_table_mut);
+    let data = evaluation.and_then(|evaluation| evaluation.get_mut("data"));
+    for value in data.and_then(Value::as_array_mut).into_iter().flatten() {
+        let data = value.as_str().map(str::parse::<Data>);
+        if let Some(Ok(Data { task, path })) = data {
+            let path = folder.join(path).to_string_lossy().into_owned();
+            *value = match task {
+                Some(task) => format!("{task}={path}").into(),
+                None => path.into(),
+            };
+        }
+    }
     Ok(())
 }
 
@@ -204,6 +218,7 @@ mod tests {
             "strategy=fedprox",
             "strategy.mu=0.5",
             "data.path=[\"a\"]",
+            "evaluation.data=[\"b\", \"mmlu=c\"]",
         ] {
             text.parse::<Setting>().unwrap().apply(&mut table);
         }
@@ -220,5 +235,8 @@ mod tests {
         assert_eq!(table["split"]["kind"].as_str(), Some("central"));
         absolute_paths(&mut table, Path::new("/exp")).unwrap();
         assert_eq!(table["data"]["path"][0].as_str(), Some("/exp/a"));
+        let data = &table["evaluation"]["data"];
+        assert_eq!(data[0].as_str(), Some("/exp/b"));
+        assert_eq!(data[1].as_str(), Some("mmlu=/exp/c"));
     }
 }

@@ -22,16 +22,16 @@ const ARMS: [&str; 4] = ["global", "base", "local mean", "central"];
 /// A value of an evaluation and its standard error.
 type Measure = fn(&Evaluation) -> Option<(f64, f64)>;
 
-/// One model's evaluations by round.
-type Arm<'a> = (&'a str, Vec<(f64, &'a Evaluation)>);
+/// One model's figures by round.
+pub(super) type Arm<'a, T> = (&'a str, Vec<(f64, &'a T)>);
 
 /// How well the models do.
 pub(super) fn learning(summary: &RunSummary, rounds: &[RoundMetrics]) -> Vec<Figure<'static>> {
-    let arms = arms(summary, rounds);
+    let arms = evaluations(summary, rounds);
     let held_out = |title: &str, unit: &str, caption: &str, of: Measure| Figure {
         title: title.into(),
         caption: format!("{caption} Bars and bands are standard errors over rows."),
-        drawing: Drawing::Plot(evaluation_plot(&arms, unit, of)),
+        drawing: Drawing::Plot(arms_plot(&arms, unit, of)),
     };
     vec![
         training_loss(summary, rounds),
@@ -106,25 +106,30 @@ fn training_loss(summary: &RunSummary, rounds: &[RoundMetrics]) -> Figure<'stati
     }
 }
 
-/// Each model's evaluations by round, the well-known models first.
-fn arms<'a>(summary: &'a RunSummary, rounds: &'a [RoundMetrics]) -> Vec<Arm<'a>> {
-    let mut arms: Vec<Arm<'a>> = Vec::new();
+/// Each model's evaluations by round.
+fn evaluations<'a>(
+    summary: &'a RunSummary,
+    rounds: &'a [RoundMetrics],
+) -> Vec<Arm<'a, Evaluation>> {
+    let of = |after, all: &'a [Evaluation]| all.iter().map(move |e| (after, e.arm.as_str(), e));
     let last = summary.rounds.max(1) as f64;
-    let known = rounds.iter().flat_map(|round| {
-        let after = round.round as f64 + 1.0;
-        round
-            .evaluations
-            .iter()
-            .map(move |evaluation| (after, evaluation))
-    });
-    for (round, evaluation) in known.chain(summary.evaluations.iter().map(|e| (last, e))) {
-        match arms.iter_mut().find(|(name, _)| *name == evaluation.arm) {
-            // What was measured at the end may be in the last round's line too.
+    let known = rounds
+        .iter()
+        .flat_map(|round| of(round.round as f64 + 1.0, &round.evaluations));
+    arms(known.chain(of(last, &summary.evaluations)))
+}
+
+/// Each model's figures by round, the well-known models first. What was measured at the end may be in
+/// the last round's line too.
+pub(super) fn arms<'a, T>(known: impl Iterator<Item = (f64, &'a str, &'a T)>) -> Vec<Arm<'a, T>> {
+    let mut arms: Vec<Arm<'a, T>> = Vec::new();
+    for (round, arm, figures) in known {
+        match arms.iter_mut().find(|(name, _)| *name == arm) {
             Some((_, points)) if points.last().is_none_or(|(known, _)| *known < round) => {
-                points.push((round, evaluation));
+                points.push((round, figures));
             }
             Some(_) => {}
-            None => arms.push((&evaluation.arm, vec![(round, evaluation)])),
+            None => arms.push((arm, vec![(round, figures)])),
         }
     }
     let rank = |name: &str| {
@@ -136,17 +141,22 @@ fn arms<'a>(summary: &'a RunSummary, rounds: &'a [RoundMetrics]) -> Vec<Arm<'a>>
     arms
 }
 
-fn evaluation_plot(arms: &[Arm<'_>], unit: &str, of: Measure) -> Plot {
-    let points = |evaluations: &[(f64, &Evaluation)]| -> Vec<Point> {
-        let point = |(round, evaluation): &(f64, &Evaluation)| {
-            let (value, error) = of(evaluation)?;
+/// A line for each model, thin ones for those that are too many.
+pub(super) fn arms_plot<T>(
+    arms: &[Arm<'_, T>],
+    unit: &str,
+    of: impl Fn(&T) -> Option<(f64, f64)>,
+) -> Plot {
+    let points = |figures: &[(f64, &T)]| -> Vec<Point> {
+        let point = |(round, figures): &(f64, &T)| {
+            let (value, error) = of(figures)?;
             Some(Point {
                 round: *round,
                 value,
                 error,
             })
         };
-        evaluations.iter().filter_map(point).collect()
+        figures.iter().filter_map(point).collect()
     };
     let measured = arms
         .iter()

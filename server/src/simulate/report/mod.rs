@@ -1,5 +1,6 @@
 //! Reports: one HTML file with its plots, for a browser and for paper.
 
+mod benchmarks;
 mod facts;
 mod figure;
 mod figures;
@@ -41,6 +42,11 @@ pub fn render_report(
     if !rounds.is_empty() {
         page.section("Learning");
         page.figures("", &learning::learning(summary, rounds));
+        let plots = benchmarks::plots(summary, rounds);
+        if !plots.is_empty() {
+            page.section("Benchmarks");
+            page.figures(&benchmarks::table(summary), &plots);
+        }
         page.section("Updates");
         page.figures("", &figures::updates(rounds));
         page.section("Cost");
@@ -110,7 +116,7 @@ fn owners(split: &SplitTable) -> Figure<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::tests::round;
+    use super::super::metrics::tests::{round, task};
     use super::super::split::{Categories, Partition, split};
     use super::*;
     use crate::report::testing::{MARKUP, assert_alone, assert_described, assert_nested};
@@ -150,6 +156,7 @@ mod tests {
                 evaluation("global", 1.5),
                 evaluation(MARKUP, 2.0),
             ],
+            tasks: vec![task(MARKUP, MARKUP, 0.5)],
             code_version: MARKUP.into(),
             ..RunSummary::default()
         }

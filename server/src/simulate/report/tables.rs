@@ -30,10 +30,15 @@ pub(super) fn evaluations(summary: &RunSummary) -> String {
     };
     let lines: Vec<Vec<String>> = evaluations.iter().map(line).collect();
     let caption = "On held-out rows, ± standard errors over rows.";
+    folded(caption, &header, &lines)
+}
+
+/// A table of models; of many, most are folded away.
+pub(super) fn folded(caption: &str, header: &[String], lines: &[Vec<String>]) -> String {
     let (first, others) = lines.split_at(lines.len().min(MODELS));
-    let mut html = table(caption, &header, first);
+    let mut html = table(caption, header, first);
     if !others.is_empty() {
-        let others = table(caption, &header, others);
+        let others = table(caption, header, others);
         let count = grouped((lines.len() - MODELS) as u64);
         html.push_str(&format!(
             "<details><summary>{count} others</summary>{others}</details>"

@@ -98,6 +98,11 @@ impl SweepRun {
         // Where nothing is averaged, the owners' mean stands for the global model.
         let arm = |name: &str| summary.evaluations.iter().find(|e| e.arm == name);
         let global = arm("global").or_else(|| arm("local mean"));
+        let tasks = |name: &'static str| summary.tasks.iter().filter(move |e| e.arm == name);
+        let tasks = tasks("global").chain(tasks("local mean")).map(|one| {
+            let name = format!("{} {}", one.score.task, one.score.metric);
+            (name, one.score.value.unwrap_or(f64::NAN))
+        });
         let evaluated = global.into_iter().flat_map(|global| {
             let accuracy = global.accuracy.map(|accuracy| accuracy * 100.0);
             let margin = global.margin;
@@ -112,12 +117,11 @@ impl SweepRun {
             ("received (MB)", summary.bytes_down as f64 / 1e6),
             ("virtual time (s)", summary.virtual_seconds),
         ];
-        let named = evaluated
-            .chain(cost)
-            .map(|(name, value)| (name.to_owned(), value));
+        let named = |(name, value): (&str, f64)| (name.to_owned(), value);
+        let evaluated = evaluated.map(named).chain(tasks);
         Self {
             settings,
-            metrics: named.collect(),
+            metrics: evaluated.chain(cost.map(named)).collect(),
         }
     }
 
@@ -246,6 +250,7 @@ fn names<'a, T: 'a>(pairs: impl Iterator<Item = &'a (String, T)>) -> Vec<String>
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::simulate::metrics::tests::task;
 
     pub(in crate::simulate) fn run(settings: &[(&str, &str)], metrics: &[(&str, f64)]) -> SweepRun {
         SweepRun {
@@ -274,6 +279,18 @@ pub(super) mod tests {
             )
         });
         SweepTable::new(&runs)
+    }
+
+    #[test]
+    fn a_run_has_the_figures_of_what_it_made() {
+        let summary = RunSummary {
+            tasks: vec![task("base", "mmlu", 0.25), task("global", "mmlu", 0.375)],
+            bytes_up: 2_000_000,
+            ..RunSummary::default()
+        };
+        let run = SweepRun::new(Vec::new(), &summary);
+        assert_eq!(run.metrics[0], ("mmlu acc".to_owned(), 0.375));
+        assert_eq!(run.metrics[1], ("sent (MB)".to_owned(), 2.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use fedllm_shared::Estimate;
 
 use super::{SweepArm, SweepTable};
-use crate::simulate::metrics::{Evaluation, RunSummary};
+use crate::simulate::metrics::{Evaluation, RunSummary, TaskEvaluation};
 use crate::simulate::text::{aligned, estimate, grouped, printable};
 
 /// Characters that a setting or a model's name may take in a terminal.
@@ -14,8 +14,38 @@ const NAME: usize = 32;
 /// Characters that the head of a column may take.
 const HEADER: usize = 60;
 
-/// The final figures of one run, with their standard errors over rows.
+/// The final figures of one run, with their standard errors over rows: on held-out rows, then on
+/// benchmarks.
 pub fn summary_table(summary: &RunSummary) -> String {
+    let tables = [held_out(summary), benchmarks(summary)];
+    let tables: Vec<String> = tables.into_iter().flatten().collect();
+    tables.join("\n")
+}
+
+fn benchmarks(summary: &RunSummary) -> Option<String> {
+    let line = |one: &TaskEvaluation| {
+        let score = &one.score;
+        let value = score.value.unwrap_or(f64::NAN);
+        vec![
+            score.task.clone(),
+            score.metric.clone(),
+            printable(&one.arm, NAME),
+            grouped(score.rows),
+            estimate(value, score.standard_error),
+        ]
+    };
+    let header = ["task", "metric", "model", "rows", "value"].map(str::to_owned);
+    let mut lines: Vec<Vec<String>> = summary.tasks.iter().map(line).collect();
+    // Models side by side, in the order in which they were measured.
+    lines.sort_by(|a, b| a[0].cmp(&b[0]));
+    lines.insert(0, header.to_vec());
+    (lines.len() > 1).then(|| aligned("<<<><", &lines))
+}
+
+fn held_out(summary: &RunSummary) -> Option<String> {
+    if summary.evaluations.is_empty() && !summary.tasks.is_empty() {
+        return None;
+    }
     let evaluations = &summary.evaluations;
     let has = |part: fn(&Evaluation) -> Option<f64>| evaluations.iter().any(|e| part(e).is_some());
     let (accuracy, margin) = (has(|e| e.accuracy), has(|e| e.margin));
@@ -41,7 +71,7 @@ pub fn summary_table(summary: &RunSummary) -> String {
         }
         lines.push(line);
     }
-    aligned("<><<<", &lines)
+    Some(aligned("<><<<", &lines))
 }
 
 impl SweepTable {
@@ -166,6 +196,7 @@ pub(crate) fn quoted(cell: &str) -> String {
 mod tests {
     use super::super::tests::{run, strategies};
     use super::*;
+    use crate::simulate::metrics::tests::task;
 
     #[test]
     fn a_terminal_shows_means_errors_and_differences() {
@@ -261,5 +292,19 @@ base    1,200  2.500 ± 0.035  –
 global  1,200  1.250 ± 0.035  50.0 ± 1.2
 ";
         assert_eq!(summary_table(&summary), expected);
+
+        let tasks = vec![task("base", "mmlu", 0.25), task("global", "mmlu", 0.375)];
+        let both = RunSummary { tasks, ..summary };
+        let more = "
+task  metric  model   rows  value
+mmlu  acc     base      60  0.250 ± 0.062
+mmlu  acc     global    60  0.375 ± 0.062
+";
+        assert_eq!(summary_table(&both), format!("{expected}{more}"));
+        let alone = RunSummary {
+            evaluations: Vec::new(),
+            ..both
+        };
+        assert_eq!(summary_table(&alone), more.trim_start());
     }
 }
