@@ -2,7 +2,8 @@
 //!
 //! A [`Checkpoint`] opens files, a [`CausalLm`] holds the frozen
 //! network on a device, a [`Lora`] the adapter beside it, a [`Trainer`](train::Trainer)
-//! moves the adapter, and a [`Generator`](generate::Generator) writes text.
+//! moves the adapter, a [`Writer`](generate::Writer) writes texts, and a
+//! [`Scorer`](scoring::Scorer) says how probable they are.
 
 mod arch;
 mod batch;
@@ -20,6 +21,7 @@ pub mod objective;
 pub mod ops;
 pub mod peft;
 pub mod quant;
+pub mod scoring;
 pub mod template;
 pub mod tokenizer;
 pub mod train;

@@ -14,7 +14,7 @@ pub struct KvCache {
 }
 
 /// A run of tokens in a [`KvCache`], as the end of a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunId(usize);
 
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,28 @@ impl KvCache {
                 RunId(self.runs.len() - 1)
             }
         }
+    }
+
+    /// Makes the first tokens of a run a run of their own, which the rest continues: what continues
+    /// the run still does.
+    pub fn split(&mut self, run: RunId, tokens: usize) -> RunId {
+        let whole = self.runs[run.0];
+        let first = self.branch(whole.before.map(RunId));
+        for layer in &mut self.layers {
+            let Some(values) = layer.get_mut(run.0) else {
+                continue;
+            };
+            let values = values.take_first(tokens, whole.tokens);
+            let on_cpu = matches!(values, KeyValues::Host(_));
+            layer.resize_with(self.runs.len(), || KeyValues::new(on_cpu));
+            layer[first.0] = values;
+        }
+        self.runs[first.0].tokens = tokens;
+        self.runs[run.0] = Run {
+            before: Some(first.0),
+            tokens: whole.tokens - tokens,
+        };
+        first
     }
 
     /// Forgets a run. No other one may continue it.
@@ -125,5 +147,31 @@ mod tests {
             (left, 5),
             "its place is used again"
         );
+    }
+    #[test]
+    fn a_split_run_is_the_same_text() {
+        let mut cache = KvCache::default();
+        let root = cache.branch(None);
+        cache.grow(&[(root, &[1, 2, 3])], 1, true);
+        // Two values for each token, as one head of one value has.
+        cache.layers()[0][root.0] = KeyValues::Host(vec![1., 1., 2., 2., 3., 3.]);
+        let end = cache.branch(Some(root));
+        let first = cache.split(root, 2);
+        let (continuations, positions) = cache.grow(&[(end, &[4])], 1, true);
+        assert_eq!(positions, [3]);
+        assert_eq!(continuations[0].runs, [first.0, root.0, end.0]);
+        let values = |run: RunId| match &cache.layers[0][run.0] {
+            KeyValues::Host(values) => values.clone(),
+            KeyValues::Device(_) => Vec::new(),
+        };
+        assert_eq!(values(first), [1., 1., 2., 2.]);
+        assert_eq!(values(root), [3., 3.]);
+        assert_eq!(
+            (cache.tokens(first), cache.tokens(root), cache.tokens(end)),
+            (2, 3, 4)
+        );
+        // What was not read is split too.
+        let nothing = cache.split(end, 1);
+        assert_eq!((cache.tokens(nothing), cache.tokens(end)), (4, 4));
     }
 }

@@ -115,22 +115,6 @@ impl CausalLm {
         )
     }
 
-    /// The log-probability of each labelled token of the batch, and the `top` most probable tokens
-    /// in its place.
-    pub fn token_log_probs(
-        &self,
-        batch: &Batch,
-        lora: Option<&Lora>,
-        top: usize,
-    ) -> Vec<TokenLogProbs> {
-        if batch.targets.is_empty() {
-            return Vec::new();
-        }
-        let hidden = self.pick(&self.hidden(batch, lora), &batch.predicting);
-        let normed = rms_norm(&hidden, &self.norm, self.config.rms_eps);
-        self.head.token_log_probs(&normed.y, &batch.targets, top)
-    }
-
     /// Logits `[picked, vocabulary]` at some places of the batch.
     pub fn logits(&self, batch: &Batch, places: &[usize], lora: Option<&Lora>) -> Tensor<2> {
         let hidden = self.pick(&self.hidden(batch, lora), places);
@@ -248,27 +232,23 @@ impl CausalLm {
         self.blocks.len().saturating_sub(layers)
     }
 
-    /// Logits `[texts, vocabulary]` after the last of some new tokens, at least one each, of texts
-    /// whose earlier tokens are in the cache; the new ones join them. A run that continues another
-    /// one of the same pass comes after it.
+    /// Logits `[places, vocabulary]` after some of the new tokens of texts whose earlier tokens are in
+    /// the cache; the new ones join them. A run that continues another one of the same pass comes
+    /// after it.
     pub fn decode(
         &self,
         new: &[(RunId, &[u32])],
         cache: &mut KvCache,
         lora: Option<&Lora>,
+        places: &[usize],
     ) -> Tensor<2> {
-        let ends = new.iter().scan(0, |end, (_, ids)| {
-            *end += ids.len();
-            Some(*end - 1)
-        });
-        let ends: Vec<usize> = ends.collect();
-        let hidden = self.pick(&self.extend(new, cache, lora), &ends);
+        let hidden = self.pick(&self.extend(new, cache, lora), places);
         self.head
             .logits(&rms_norm(&hidden, &self.norm, self.config.rms_eps).y)
     }
 
-    /// As [`score`](Self::score), of new tokens of texts whose earlier tokens are in the cache: the
-    /// log-probability of each target after the new token at its place.
+    /// What the model says of each target after the new token at its place, with the `top` most
+    /// probable tokens, as [`decode`](Self::decode) reads them. Without targets they are only read.
     pub fn score_cached(
         &self,
         new: &[(RunId, &[u32])],
@@ -276,16 +256,15 @@ impl CausalLm {
         lora: Option<&Lora>,
         places: &[usize],
         targets: &[u32],
-    ) -> Vec<TokenScore> {
+        top: usize,
+    ) -> Vec<TokenLogProbs> {
         let hidden = self.extend(new, cache, lora);
         if targets.is_empty() {
             return Vec::new();
         }
         let hidden = self.pick(&hidden, places);
-        self.head.score(
-            &rms_norm(&hidden, &self.norm, self.config.rms_eps).y,
-            targets,
-        )
+        let normed = rms_norm(&hidden, &self.norm, self.config.rms_eps);
+        self.head.token_log_probs(&normed.y, targets, top)
     }
 
     /// Hidden states `[new, hidden]` of new tokens after the last block.

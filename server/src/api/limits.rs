@@ -18,6 +18,11 @@ pub(crate) struct Limits {
     /// Requests that wait for the model; more are told to come again (429).
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub(crate) max_queue: usize,
+    /// Memory for what the model has read and written, in MiB: the texts in progress, and as many
+    /// earlier ones as have room, so that what begins like one of them is not read again. One long
+    /// text may take more.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = positive)]
+    pub(crate) max_cache_mib: usize,
     /// Connections at once; more wait until one is closed.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub(crate) max_connections: usize,

@@ -1,13 +1,14 @@
 //! An OpenAI-compatible server over one base model and its adapters.
 //!
 //! The routes are in `http`. A request is read into [`fields::Fields`], checked, and put into the
-//! queue of the [`Worker`], the one thread that has the model; what it says comes back as
-//! [`worker::Event`]s. Nothing here writes a prompt or an answer to the log.
+//! queue of the [`Worker`], the one thread that has the model. The thread's [`desk::Desk`] answers all
+//! requests together; what the model says comes back as [`worker::Event`]s. Nothing here writes a prompt or an answer to the log.
 
 mod chat;
 mod checks;
 mod completions;
 mod connections;
+mod desk;
 mod error;
 mod fields;
 mod http;
@@ -15,6 +16,7 @@ mod key;
 mod limits;
 mod log_probs;
 mod prompts;
+mod request;
 mod stream;
 #[cfg(test)]
 mod testing;
@@ -27,4 +29,4 @@ mod worker;
 pub(crate) use http::{Api, serve};
 pub(crate) use key::Key;
 pub(crate) use limits::Limits;
-pub(crate) use worker::Worker;
+pub(crate) use worker::{Model, Worker};

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Api, Key, Limits, Worker, serve};
+use super::{Api, Key, Limits, Model, Worker, serve};
 use crate::testing::PATIENCE;
 
 pub(super) const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -96,6 +96,7 @@ pub(super) fn limits() -> Limits {
         max_prompts: 8,
         max_body_bytes: 100_000,
         max_queue: 4,
+        max_cache_mib: 64,
         max_connections: 16,
         idle_timeout: Duration::from_secs(20),
     }
@@ -123,10 +124,15 @@ impl Answer {
 
 impl Served {
     pub(super) async fn start(limits: Limits, key: Option<&str>) -> Self {
-        let model = model();
-        let config = model.config().clone();
-        let adapters = vec![adapter(&model)];
-        let (worker, _) = Worker::start(model, adapters, tokenizer(), limits.max_queue).unwrap();
+        let base = model();
+        let config = base.config().clone();
+        let model = Model {
+            adapters: vec![adapter(&base)],
+            base,
+            tokenizer: tokenizer(),
+        };
+        let cache_bytes = limits.max_cache_mib << 20;
+        let (worker, _) = Worker::start(model, limits.max_queue, cache_bytes).unwrap();
         let names = vec!["tiny".to_owned(), "tuned".to_owned()];
         let chat = ChatTemplate::new(TEMPLATE, "<s>", "</s>").unwrap();
         let key = key.map(|key| Key::new(key, "a test").ok().unwrap());

@@ -3,18 +3,18 @@
 use fedllm_models::{StreamDecoder, Tokenizer, TokenizerError};
 
 /// The text of an answer, held back where one of its stops may have begun.
-pub(super) struct Answer<'a> {
+pub(super) struct Answer {
     decoder: StreamDecoder,
-    stops: &'a [String],
+    stops: Vec<String>,
     held: String,
     stopped: bool,
 }
 
-impl<'a> Answer<'a> {
-    pub(super) fn new(tokenizer: &Tokenizer, stops: &'a [String]) -> Self {
+impl Answer {
+    pub(super) fn new(tokenizer: &Tokenizer, stops: &[String]) -> Self {
         Self {
             decoder: tokenizer.stream(true),
-            stops,
+            stops: stops.to_vec(),
             held: String::new(),
             stopped: false,
         }

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::Global;
 use super::serve::signals;
-use crate::api::{Api, Key, Limits, Worker, serve};
+use crate::api::{Api, Key, Limits, Model, Worker, serve};
 
 const KEY_VARIABLE: &str = "FEDLLM_API_KEY";
 
@@ -19,7 +19,8 @@ const KEY_VARIABLE: &str = "FEDLLM_API_KEY";
 ///
 /// POST /v1/completions (with `echo` and `logprobs` for texts and token ids), POST
 /// /v1/chat/completions, GET /v1/models, POST /tokenize and /detokenize, GET /tokenizer_info and
-/// /health. A request's `model` is the base's name or an adapter's.
+/// /health. A request's `model` is the base's name or an adapter's. Requests are answered together: a
+/// new one joins those in progress.
 ///
 /// It listens on this machine only. Any other address needs a key: the first line of
 /// --api-key-file, or the environment variable FEDLLM_API_KEY. What passes over a network is not
@@ -142,8 +143,13 @@ fn load(
     let adapters = adapters.collect::<anyhow::Result<Vec<_>>>()?;
     let tokenizer = base.tokenizer().clone();
     let config = model.config().clone();
-    let (worker, thread) =
-        Worker::start(model, adapters, tokenizer.clone(), args.limits.max_queue)?;
+    let model = Model {
+        base: model,
+        adapters,
+        tokenizer: tokenizer.clone(),
+    };
+    let cache_bytes = args.limits.max_cache_mib.saturating_mul(1 << 20);
+    let (worker, thread) = Worker::start(model, args.limits.max_queue, cache_bytes)?;
     let chat = base.chat().cloned();
     let api = Api::new(names, worker, tokenizer, chat, &config, args.limits, key);
     Ok((api, thread))

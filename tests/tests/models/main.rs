@@ -11,3 +11,4 @@ mod golden;
 mod gpu;
 mod gpu_counts;
 mod preference;
+mod writer;

@@ -1,21 +1,16 @@
 //! Scores continuations and writes answers on a model.
 
-mod plan;
 mod tokens;
 mod write;
 
 use fedllm_shared::Digest;
 
 use super::ContinuationScore;
-use crate::arch::{CausalLm, KvCache, RunId};
+use crate::arch::CausalLm;
 use crate::generate::Sampling;
 use crate::lora::Lora;
+use crate::scoring::{Row, Scorer};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-use plan::{Pass, Step};
-use tokens::Tokens;
-
-/// Tokens that go through the model at once.
-const PASS_TOKENS: usize = 1024;
 
 /// A model, with or without an adapter, that answers.
 pub struct Engine<'a> {
@@ -59,8 +54,6 @@ pub struct Written {
     pub tokens: usize,
     /// Whether it stopped by itself or at a stop, not by its limit.
     pub stopped: bool,
-    /// Whether it is whole.
-    ended: bool,
 }
 
 impl<'a> Engine<'a> {
@@ -106,13 +99,8 @@ impl<'a> Engine<'a> {
         pairs: &[Pair<'_>],
         mut done: impl FnMut(usize, ContinuationScore),
     ) -> Result<(), TokenizerError> {
-        let rows: Result<Vec<Tokens>, _> = pairs.iter().map(|pair| self.pair(pair)).collect();
-        let rows = rows?;
-        let nothing = rows.iter().enumerate();
-        for (number, _) in nothing.filter(|(_, row)| row.targets().is_empty()) {
-            done(number, ContinuationScore::CERTAIN);
-        }
-        self.score_rows(&rows, &mut done);
+        let rows: Result<Vec<Row>, _> = pairs.iter().map(|pair| self.pair(pair)).collect();
+        self.score_rows(rows?, &mut done);
         Ok(())
     }
 
@@ -130,7 +118,7 @@ impl<'a> Engine<'a> {
         for (number, text) in texts.iter().enumerate() {
             let windows = self.windows(text)?;
             let mut whole = ContinuationScore::CERTAIN;
-            self.score_rows(&windows, &mut |_, score| {
+            self.score_rows(windows, &mut |_, score| {
                 whole.log_prob += score.log_prob;
                 whole.tokens += score.tokens;
                 whole.greedy &= score.greedy;
@@ -140,73 +128,19 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    fn score_rows(&self, rows: &[Tokens], done: &mut dyn FnMut(usize, ContinuationScore)) {
-        let mut cache = KvCache::default();
-        let mut open: Vec<RunId> = Vec::new();
-        for step in plan::plan(rows, PASS_TOKENS) {
-            match step {
-                Step::Open(part) => {
-                    let run = cache.branch(open.last().copied());
-                    let new = [(run, &rows[part.row].ids[part.tokens])];
-                    self.model
-                        .score_cached(&new, &mut cache, self.lora, &[], &[]);
-                    open.push(run);
+    fn score_rows(&self, rows: Vec<Row>, done: &mut dyn FnMut(usize, ContinuationScore)) {
+        let mut scorer = Scorer::new(self.model, self.lora, rows, 1);
+        while let Some(scored) = scorer.advance() {
+            for (number, said) in scored {
+                let targets = scorer.rows()[number].targets();
+                let mut score = ContinuationScore::CERTAIN;
+                score.tokens = targets.len();
+                for (target, said) in targets.iter().zip(&said) {
+                    score.log_prob += f64::from(said.log_prob);
+                    score.greedy &= said.top.first().is_some_and(|(top, _)| top == target);
                 }
-                Step::Pass(pass) => {
-                    self.score_pass(rows, &pass, open.last().copied(), &mut cache, done)
-                }
-                Step::Close => {
-                    if let Some(run) = open.pop() {
-                        cache.release(run);
-                    }
-                }
+                done(number, score);
             }
-        }
-    }
-
-    fn score_pass(
-        &self,
-        rows: &[Tokens],
-        pass: &Pass,
-        open: Option<RunId>,
-        cache: &mut KvCache,
-        done: &mut dyn FnMut(usize, ContinuationScore),
-    ) {
-        let mut runs: Vec<RunId> = Vec::with_capacity(pass.nodes.len());
-        // Where each node's tokens begin among those of the pass.
-        let (mut starts, mut tokens) = (Vec::with_capacity(pass.nodes.len()), 0);
-        for node in &pass.nodes {
-            let before = node.before.map(|before| runs[before]).or(open);
-            runs.push(cache.branch(before));
-            starts.push(tokens);
-            tokens += node.part.tokens.len();
-        }
-        let new = pass.nodes.iter().zip(&runs);
-        let new = new.map(|(node, run)| (*run, &rows[node.part.row].ids[node.part.tokens.clone()]));
-        let new: Vec<(RunId, &[u32])> = new.collect();
-        let (mut places, mut targets) = (Vec::new(), Vec::new());
-        for &(row, node) in &pass.rows {
-            let of_row = pass.places(node, &starts);
-            let scored = rows[row].targets().len();
-            places.extend(&of_row[of_row.len() - scored..]);
-            targets.extend(rows[row].targets());
-        }
-        let scores = self
-            .model
-            .score_cached(&new, cache, self.lora, &places, &targets);
-        let mut scores = scores.iter();
-        for &(row, _) in &pass.rows {
-            let targets = rows[row].targets();
-            let mut score = ContinuationScore::CERTAIN;
-            score.tokens = targets.len();
-            for (target, of_token) in targets.iter().zip(scores.by_ref()) {
-                score.log_prob += f64::from(of_token.log_prob);
-                score.greedy &= of_token.top == *target;
-            }
-            done(row, score);
-        }
-        for run in runs.into_iter().rev() {
-            cache.release(run);
         }
     }
 }

@@ -1,31 +1,12 @@
 //! From texts to rows of tokens.
 
 use super::{Engine, Job, Pair};
+use crate::scoring::Row;
 use crate::tokenizer::TokenizerError;
-
-/// A row of tokens, of which those from a place on are scored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tokens {
-    pub(super) ids: Vec<u32>,
-    /// The first that is scored; never the first of the row.
-    pub(super) from: usize,
-}
-
-impl Tokens {
-    /// What goes through the model: all but the last token, which is only predicted.
-    pub(super) fn inputs(&self) -> &[u32] {
-        &self.ids[..self.ids.len().saturating_sub(1)]
-    }
-
-    /// What is predicted.
-    pub(super) fn targets(&self) -> &[u32] {
-        &self.ids[self.from.min(self.ids.len())..]
-    }
-}
 
 impl Engine<'_> {
     /// Context and continuation as one row.
-    pub(super) fn pair(&self, pair: &Pair<'_>) -> Result<Tokens, TokenizerError> {
+    pub(super) fn pair(&self, pair: &Pair<'_>) -> Result<Row, TokenizerError> {
         // Space at the end of the context belongs to the token that follows it.
         let context = pair.context.trim_end();
         let whole = format!("{}{}", pair.context, pair.continuation);
@@ -40,14 +21,11 @@ impl Engine<'_> {
 
     /// A text in rows of as many tokens as the model was made for. Each row begins with the last
     /// token of the one before it, and scores all others.
-    pub(super) fn windows(&self, text: &str) -> Result<Vec<Tokens>, TokenizerError> {
+    pub(super) fn windows(&self, text: &str) -> Result<Vec<Row>, TokenizerError> {
         let ids = self.after_start(self.tokenizer.encode(text, false)?);
         let starts = (0..ids.len().saturating_sub(1)).step_by(self.context - 1);
-        let row = |start: usize| Tokens {
-            ids: ids[start..ids.len().min(start + self.context)].to_vec(),
-            from: 1,
-        };
-        Ok(starts.map(row).collect())
+        let row = |start: usize| ids[start..ids.len().min(start + self.context)].to_vec();
+        Ok(starts.map(|start| Row::new(row(start), 1)).collect())
     }
 
     /// A prompt that leaves room for its answer, or for one of half a text if that is less.
@@ -76,10 +54,9 @@ impl Engine<'_> {
     }
 
     /// The end of a row that is too long.
-    fn fit(&self, mut ids: Vec<u32>, from: usize) -> Tokens {
+    fn fit(&self, mut ids: Vec<u32>, from: usize) -> Row {
         let cut = ids.len().saturating_sub(self.context);
         ids.drain(..cut);
-        let from = from.saturating_sub(cut).max(1);
-        Tokens { ids, from }
+        Row::new(ids, from.saturating_sub(cut))
     }
 }

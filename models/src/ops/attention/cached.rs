@@ -29,6 +29,30 @@ impl KeyValues {
             false => Self::Device(Vec::new()),
         }
     }
+
+    /// Takes out those of the first `tokens` of `all` tokens.
+    pub fn take_first(&mut self, tokens: usize, all: usize) -> Self {
+        if tokens == 0 {
+            return Self::new(matches!(self, Self::Host(_)));
+        }
+        match self {
+            Self::Host(values) => {
+                let rest = values.split_off(values.len() / all * tokens);
+                let mut first = std::mem::replace(values, rest);
+                first.shrink_to_fit();
+                Self::Host(first)
+            }
+            Self::Device(parts) => {
+                let whole = joined(std::mem::take(parts));
+                let width = whole.dims()[1];
+                let part = |rows: Range<usize>| whole.clone().slice([rows, 0..width]);
+                if tokens < all {
+                    parts.push(part(tokens..all));
+                }
+                Self::Device(vec![part(0..tokens)])
+            }
+        }
+    }
 }
 
 /// New tokens that continue one text.

@@ -4,7 +4,7 @@
 //! pass is read first, and stays in the cache while the passes over the rest of it go on; what fits
 //! into one pass goes through the model as a tree, each shared part once.
 
-use super::tokens::Tokens;
+use super::Row;
 use std::ops::Range;
 
 /// Common tokens that are worth a pass of their own.
@@ -56,7 +56,7 @@ pub(super) struct Node {
 }
 
 /// A plan for all rows that have something to score, with passes of about `budget` tokens.
-pub(super) fn plan(rows: &[Tokens], budget: usize) -> Vec<Step> {
+pub(super) fn plan(rows: &[Row], budget: usize) -> Vec<Step> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.retain(|&row| !rows[row].targets().is_empty());
     order.sort_by(|&a, &b| rows[a].inputs().cmp(rows[b].inputs()));
@@ -74,12 +74,12 @@ pub(super) fn plan(rows: &[Tokens], budget: usize) -> Vec<Step> {
 }
 
 /// How many tokens two rows begin with alike.
-pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 struct Planner<'a> {
-    rows: &'a [Tokens],
+    rows: &'a [Row],
     /// Rows, sorted by their tokens.
     order: Vec<usize>,
     /// Tokens that each row, in that order, has in common with the one before it.
@@ -209,14 +209,14 @@ impl Planner<'_> {
 mod tests {
     use super::*;
 
-    fn row(ids: impl IntoIterator<Item = u32>, from: usize) -> Tokens {
+    fn row(ids: impl IntoIterator<Item = u32>, from: usize) -> Row {
         let ids = ids.into_iter().collect();
-        Tokens { ids, from }
+        Row { ids, from }
     }
 
     /// Runs a plan on tokens alone: every row must come out as it is, and the number of tokens that
     /// went through the model is returned.
-    fn check(rows: &[Tokens], budget: usize) -> usize {
+    fn check(rows: &[Row], budget: usize) -> usize {
         let mut open: Vec<Vec<u32>> = Vec::new();
         let (mut read, mut done) = (0, vec![false; rows.len()]);
         for step in plan(rows, budget) {
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn answers_of_several_tokens_branch_off() {
         let question: Vec<u32> = (0..60).collect();
-        let rows: Vec<Tokens> = (0..4u32)
+        let rows: Vec<Row> = (0..4u32)
             .map(|answer| {
                 row(
                     question
@@ -296,9 +296,9 @@ mod tests {
     #[test]
     fn odd_rows_are_planned_too() {
         // Beginnings of one another, equal rows, the shortest ones, and one longer than a pass.
-        let chain: Vec<Tokens> = (2..200).map(|len| row(0..len, 1)).collect();
+        let chain: Vec<Row> = (2..200).map(|len| row(0..len, 1)).collect();
         check(&chain, 50);
-        let late: Vec<Tokens> = (100..300)
+        let late: Vec<Row> = (100..300)
             .map(|len| row(0..len, len as usize - 1))
             .collect();
         check(&late, 64);

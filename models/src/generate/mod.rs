@@ -1,10 +1,13 @@
-//! Text generation with a key/value cache.
+//! Text generation with a key/value cache: one text with a [`Generator`], many with a [`Writer`].
+
+mod tree;
+mod writer;
 
 use crate::arch::{CausalLm, KvCache, RunId};
 use crate::lora::{Lora, read_back};
-use crate::ops::TokenLogProbs;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+pub use writer::{Next, TextId, Writer};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,43 +57,27 @@ impl<'a> Generator<'a> {
     }
 }
 
-impl Generator<'_> {
-    /// The next token, and what the model said of it and of the `top` most probable ones, whatever
-    /// the sampling made of that.
-    pub fn next_with_log_probs(&mut self, top: usize) -> Option<(u32, TokenLogProbs)> {
-        let (token, logits) = self.step()?;
-        Some((token, TokenLogProbs::of_row(&logits, token, top)))
-    }
-
-    /// The next token and the logits that it was chosen by.
-    fn step(&mut self) -> Option<(u32, Vec<f32>)> {
-        if self.pending.is_empty() {
-            return None;
-        }
-        let new = [(self.text, &self.pending[..])];
-        let logits = read_back(self.model.decode(&new, &mut self.cache, self.lora));
-        let token = self.chooser.choose(&logits);
-        self.pending = vec![token];
-        Some((token, logits))
-    }
-}
-
 impl Iterator for Generator<'_> {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        self.step().map(|(token, _)| token)
+        let last = self.pending.len().checked_sub(1)?;
+        let new = [(self.text, &self.pending[..])];
+        let logits = self.model.decode(&new, &mut self.cache, self.lora, &[last]);
+        let token = self.chooser.choose(&read_back(logits));
+        self.pending = vec![token];
+        Some(token)
     }
 }
 
 /// Chooses the tokens of one text.
-pub(crate) struct Chooser {
+struct Chooser {
     sampling: Sampling,
     random: ChaCha8Rng,
 }
 
 impl Chooser {
-    pub(crate) fn new(sampling: Sampling) -> Self {
+    fn new(sampling: Sampling) -> Self {
         let seed = match sampling {
             Sampling::Greedy => 0,
             Sampling::Nucleus { seed, .. } => seed,
@@ -100,7 +87,7 @@ impl Chooser {
     }
 
     /// The next token, by the logits of all of them.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn choose(&mut self, logits: &[f32]) -> u32 {
         match self.sampling {
             Sampling::Greedy => greedy(logits),
             Sampling::Nucleus {
