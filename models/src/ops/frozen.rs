@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Up to this many input rows a product multiplies each weight row at once, instead of unpacking it
 /// into panels.
-const FEW_ROWS: usize = 8;
+pub(super) const FEW_ROWS: usize = 8;
 
 /// A frozen `[out, in]` matrix on some device.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ pub(super) fn forward_into(
 ) {
     let width = matrix.rows();
     if x.rows() <= FEW_ROWS {
-        few_rows(matrix, x, out, stride);
+        few_rows(&[matrix], x, out, stride);
         return product(out, stride, width, Write::Add, more);
     }
     let b = Transposed(matrix);

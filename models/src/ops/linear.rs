@@ -8,10 +8,10 @@
 mod composed;
 
 use super::dropout::{Dropout, dropout};
-use super::frozen::{FrozenMatrix, HostMatrix, forward_into};
+use super::frozen::{FEW_ROWS, FrozenMatrix, HostMatrix};
 use super::gemm::{Mat, Threads, Write, gemm, matmul};
 use super::host::{Host, host_tensor, is_cpu};
-use super::product::{Panels, Scaled, Straight, Term, product};
+use super::product::{Panels, Scaled, Straight, Term, Transposed, few_rows, product};
 use burn::tensor::Tensor;
 pub(super) use composed::LowRank;
 use std::ops::Range;
@@ -118,23 +118,35 @@ impl LinearGroup {
         let (input, of_host) = (Host::of(x.clone()), u.clone().map(Host::of));
         let input = Mat::new(input.values(), tokens, self.input());
         let mut y = vec![0.0; tokens * width];
+        let is_few = tokens <= FEW_ROWS;
+        if is_few {
+            let parts: Vec<_> = self.parts.iter().map(host).collect();
+            few_rows(&parts, input, &mut y, width);
+        }
+        let write = if is_few { Write::Add } else { Write::Set };
         for (i, (part, columns)) in self.parts.iter().zip(self.columns()).enumerate() {
             let adapted = lora.zip(of_host.as_ref()).and_then(|(lora, u)| {
                 let piece = lora.b.iter().find(|piece| piece.part == i)?;
-                Some((lora, Mat::new(u.values(), tokens, lora.a.dims()[0]), piece))
+                let u = Mat::new(u.values(), tokens, lora.a.dims()[0]);
+                Some((lora.scale, u.columns(piece.ranks.clone()), piece))
             });
-            let y = &mut y[columns.start..];
-            let Some((lora, u, piece)) = adapted else {
-                forward_into(host(part), input, &[], y, width);
-                continue;
-            };
-            let b = Host::of(piece.b.clone());
-            let b = Mat::new(b.values(), columns.len(), piece.ranks.len());
-            let through = Term {
-                a: u.columns(piece.ranks.clone()),
-                b: &Scaled(b.t(), lora.scale),
-            };
-            forward_into(host(part), input, &[through], y, width);
+            let b = adapted.map(|(.., piece)| Host::of(piece.b.clone()));
+            let b = adapted.zip(b.as_ref()).map(|((scale, _, piece), b)| {
+                Scaled(
+                    Mat::new(b.values(), columns.len(), piece.ranks.len()).t(),
+                    scale,
+                )
+            });
+            let frozen = Transposed(host(part));
+            let frozen = (!is_few).then_some(Term {
+                a: input,
+                b: &frozen,
+            });
+            let through = adapted
+                .zip(b.as_ref())
+                .map(|((_, u, _), b)| Term { a: u, b });
+            let terms: Vec<Term> = frozen.into_iter().chain(through).collect();
+            product(&mut y[columns.start..], width, columns.len(), write, &terms);
         }
         if let Some(bias) = &self.bias {
             let bias = Host::of(bias.clone());

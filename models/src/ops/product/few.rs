@@ -10,30 +10,58 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows of `W` that one task multiplies.
-const TASK: usize = 64;
+const TASK: usize = 32;
+/// Tasks that are worth another thread.
+const TASKS: usize = 4;
 /// Rows of `W` that share a load of `x`.
 const ABREAST: usize = 4;
 
-/// Writes `x · Wᵀ` into the first `W.rows` columns of `out`, whose rows are `stride` long.
-pub(in super::super) fn few_rows(matrix: &HostMatrix, x: Mat, out: &mut [f32], stride: usize) {
-    let (rows, width) = (x.rows(), matrix.rows());
+/// Writes `x · Wᵀ` of some `W`, side by side, into the first columns of `out`, whose rows are `stride`
+/// long. All are one piece of work: waking a thread for each would take as long as the work.
+pub(in super::super) fn few_rows(matrices: &[&HostMatrix], x: Mat, out: &mut [f32], stride: usize) {
+    let (rows, width) = (x.rows(), matrices.iter().map(|matrix| matrix.rows()).sum());
     let vectors: Vec<&[f32]> = (0..rows).map(|row| x.row(row)).collect();
-    let stored = match matrix {
+    let stored = matrices.iter().map(|matrix| match matrix {
         HostMatrix::Stored(matrix) => quant::Dots::new(matrix, &vectors),
         _ => None,
-    };
+    });
+    let stored: Vec<Option<quant::Dots>> = stored.collect();
+    if rows == 1 {
+        return multiply(matrices, &stored, x, &mut out[..width]);
+    }
     // By rows of `W`, so that tasks write to different places.
     let mut products = vec![0.0; width * rows];
-    let tasks = products.par_chunks_mut(TASK * rows).with_min_len(2);
-    tasks.enumerate().for_each(|(i, products)| {
-        let first = i * TASK;
-        let range = first..(first + TASK).min(width);
-        if let Some(dots) = &stored {
+    multiply(matrices, &stored, x, &mut products);
+    for (column, products) in products.chunks_exact(rows).enumerate() {
+        for (row, product) in products.iter().enumerate() {
+            out[row * stride + column] = *product;
+        }
+    }
+}
+
+/// Writes the products to `products`, `[Σ W.rows, x.rows]`.
+fn multiply(
+    matrices: &[&HostMatrix],
+    stored: &[Option<quant::Dots>],
+    x: Mat,
+    products: &mut [f32],
+) {
+    let mut left = products;
+    let mut tasks = Vec::new();
+    for (matrix, stored) in matrices.iter().zip(stored) {
+        for first in (0..matrix.rows()).step_by(TASK) {
+            let range = first..(first + TASK).min(matrix.rows());
+            let products = left.split_off_mut(..range.len() * x.rows());
+            tasks.extend(products.map(|products| (matrix, stored, range, products)));
+        }
+    }
+    let tasks = tasks.into_par_iter().with_min_len(TASKS);
+    tasks.for_each(|(matrix, stored, range, products)| {
+        if let Some(dots) = stored {
             dots.write(range, products);
             return;
         }
-        let features = matrix.cols();
-        with_scratch(ABREAST * features, |values| {
+        with_scratch(ABREAST * matrix.cols(), |values| {
             pulp::Arch::new().dispatch(Dots {
                 matrix,
                 x,
@@ -43,11 +71,6 @@ pub(in super::super) fn few_rows(matrix: &HostMatrix, x: Mat, out: &mut [f32], s
             });
         });
     });
-    for (column, products) in products.chunks_exact(rows).enumerate() {
-        for (row, product) in products.iter().enumerate() {
-            out[row * stride + column] = *product;
-        }
-    }
 }
 
 /// The products of some rows of `W`.

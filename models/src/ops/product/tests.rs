@@ -75,8 +75,17 @@ fn both_directions_are_the_product_written_out() {
             close(&what, &y, &expected);
             if rows < 8 {
                 y.fill(f32::NAN);
-                few_rows(&matrix, Mat::new(&x, rows, features), &mut y, out);
+                few_rows(&[&matrix], Mat::new(&x, rows, features), &mut y, out);
                 close(&what, &y, &expected);
+                // Two side by side, and room after them.
+                let stride = 2 * out + 3;
+                let mut both = vec![f32::NAN; rows * stride];
+                let x = Mat::new(&x, rows, features);
+                few_rows(&[&matrix, &matrix], x, &mut both, stride);
+                for (both, expected) in both.chunks(stride).zip(expected.chunks(out)) {
+                    close(&what, &both[..out], expected);
+                    close(&what, &both[out..2 * out], expected);
+                }
             }
             let mut dx = vec![1.0; rows * features];
             let term = Term {
