@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
 use super::super::glu::{GELU_CUBIC, SQRT_2_OVER_PI};
-use super::{CUBES, UNITS, lanes, tanh, units, writable};
+use super::{UNITS, column_cubes, lanes, tanh, units, writable};
 use crate::config::Activation;
 
 /// `activation(gate) · up`.
@@ -73,8 +73,7 @@ impl Gates {
     }
 
     fn cubes(&self) -> CubeCount {
-        let (wide, high) = (self.ffn.div_ceil(UNITS), self.rows.clamp(1, CUBES));
-        CubeCount::Static(wide as u32, high as u32, 1)
+        column_cubes(self.ffn, self.rows)
     }
 }
 

@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
-use super::{CUBES, UNITS, lanes, units, writable};
+use super::{UNITS, column_cubes, lanes, units, writable};
 use crate::ops::linear::LowRank;
 
 /// The largest inner range for which this is quicker than a product.
@@ -57,7 +57,7 @@ pub(in crate::ops) fn join(
         };
         join_kernel::launch(
             &y.client.clone(),
-            cubes(columns, rows),
+            column_cubes(columns, rows),
             units(UNITS),
             lanes,
             part.clone().into_buffer_arg(),
@@ -122,7 +122,7 @@ pub(in crate::ops) fn add_up(
     let (du, a) = factors.unwrap_or_else(|| (b.clone(), b.clone()));
     add_up_kernel::launch(
         &first.client.clone(),
-        cubes(features / lanes, rows),
+        column_cubes(features / lanes, rows),
         units(UNITS),
         lanes,
         first.clone().into_buffer_arg(),
@@ -137,12 +137,6 @@ pub(in crate::ops) fn add_up(
         count,
     );
     Ok(tensor(first))
-}
-
-/// Cubes for rows of so many values, a value a unit; each walks down its columns.
-fn cubes(width: usize, rows: usize) -> CubeCount {
-    let (wide, high) = (width.div_ceil(UNITS), rows.clamp(1, CUBES));
-    CubeCount::Static(wide as u32, high as u32, 1)
 }
 
 #[cube(launch)]

@@ -53,6 +53,13 @@ fn row_cubes(rows: usize) -> CubeCount {
     CubeCount::Static(wide as u32, rows.div_ceil(wide) as u32, 1)
 }
 
+/// Cubes for rows of so many vectors, a vector a unit: each walks down its columns, from a row of its
+/// own on, if there are more rows than cubes.
+fn column_cubes(width: usize, rows: usize) -> CubeCount {
+    let (wide, high) = (width.div_ceil(UNITS), rows.clamp(1, CUBES));
+    CubeCount::Static(wide as u32, high as u32, 1)
+}
+
 /// How a cube for each row walks along it.
 struct Walk {
     rows: usize,

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::cube::{cube, tensor};
 use super::super::rope::{Rotation, Turn};
-use super::{CUBES, UNITS, lanes, units, writable};
+use super::{UNITS, column_cubes, lanes, units, writable};
 
 /// Rotates the first `heads` heads of each row.
 pub(in crate::ops) fn rotate(
@@ -22,14 +22,9 @@ pub(in crate::ops) fn rotate(
     let half = rotation.cos().dims()[1];
     let lanes = lanes(half);
     let pairs = heads * half / lanes;
-    let cubes = CubeCount::Static(
-        pairs.div_ceil(UNITS) as u32,
-        tokens.clamp(1, CUBES) as u32,
-        1,
-    );
     rotate_kernel::launch(
         &x.client.clone(),
-        cubes,
+        column_cubes(pairs, tokens),
         units(UNITS),
         lanes,
         x.clone().into_buffer_arg(),
