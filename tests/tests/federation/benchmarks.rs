@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use fedllm_models::BlockFormat;
 use fedllm_tests::federation::{Federation, Programs, rows, text};
@@ -11,6 +10,7 @@ use fedllm_tests::tiny;
 use serde_json::{Value, json};
 
 use super::programs;
+use super::simulate::kill_after_a_round;
 
 /// Questions of two subjects, and texts.
 fn bench(programs: &Programs) -> PathBuf {
@@ -275,13 +275,7 @@ fn a_simulation_measures_what_evaluate_measures() {
     // Killed after a round, it goes on to the same metrics, and asks the base nothing again.
     let out = programs.path("killed");
     let process = programs.start_server(&args(&file, &out, &[]));
-    let until = Instant::now() + Duration::from_secs(120);
-    while !out.join("checkpoint.bin").exists() {
-        assert!(Instant::now() < until, "no round was finished");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    process.signal("KILL");
-    process.end();
+    kill_after_a_round(process, &out);
     simulate(&programs, &file, "killed", &[]).ok();
     assert_eq!(metrics(&programs, "killed"), first);
     let replies = out.join("evaluation/replies/perplexity");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fedllm_models::{BlockFormat, PeftAdapter};
 use fedllm_tests::federation::{Programs, rows, text};
-use fedllm_tests::process::Ended;
+use fedllm_tests::process::{Ended, Process};
 use fedllm_tests::tiny;
 use serde_json::{Value, json};
 
@@ -65,6 +65,17 @@ fn simulate(programs: &Programs, experiment: &Path, out: &str, more: &[&str]) ->
     programs.server(&args)
 }
 
+/// Kills a simulation as soon as it has finished a round.
+pub(super) fn kill_after_a_round(process: Process, out: &Path) {
+    let until = Instant::now() + Duration::from_secs(120);
+    while !out.join("checkpoint.bin").exists() {
+        assert!(Instant::now() < until, "no round was finished");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    process.signal("KILL");
+    process.end();
+}
+
 fn metrics(programs: &Programs, out: &str) -> Vec<Value> {
     let lines = fs::read_to_string(programs.path(out).join("metrics.jsonl")).unwrap();
     lines
@@ -89,13 +100,7 @@ fn a_simulation_is_the_same_again_and_after_a_kill() {
     let mut args = vec!["simulate", text(&file), "--out", text(&out)];
     args.extend(["--device", "cpu", "--threads", "1", "--json"]);
     let process = programs.start_server(&args);
-    let until = Instant::now() + Duration::from_secs(120);
-    while !out.join("checkpoint.bin").exists() {
-        assert!(Instant::now() < until, "no round was finished");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    process.signal("KILL");
-    process.end();
+    kill_after_a_round(process, &out);
     let resumed = simulate(&programs, &file, "killed", &[]).ok().json();
     assert_eq!(resumed["adapter_digest"], first["adapter_digest"]);
     let figures = |out: &str| -> Vec<Value> {
