@@ -211,6 +211,9 @@ fn measure(args: &Args, mode: Mode) -> anyhow::Result<Measured> {
         recompute: mode == Mode::LowMemory,
         ..Memory::default()
     };
+    model
+        .mixed_precision()
+        .set(selection.takes_mixed_precision());
     let mut trainer = Trainer::new(&model, new_adapter(&model, args.rank)?, memory);
     // Real rows differ, so each batch of them is one step; made-up ones are the same each time.
     let repeats = match &args.rows {

@@ -16,18 +16,14 @@
 //!
 //! # Caches and autotuning
 //!
-//! cubecl compiles a kernel when it first meets it and times several variants of matrix products and
-//! reductions for each class of shapes. Without its `persistence` feature, which we leave off, both
-//! results live in memory and die with the process: nothing is written to disk by us, by burn or by
-//! cubecl; only the driver keeps its own shader cache. cubecl would also read a `cubecl.toml` from the
-//! working directory or any of its parents; [`open`] installs the configuration before cubecl looks,
-//! so a file that happens to lie there changes nothing. `CUBECL_AUTOTUNE_LEVEL` (`minimal`,
-//! `balanced`, `extensive`, `full`) says how good a variant must be to end the search: every level but
-//! `full` first measures the peak of the device, once for each process. We leave it at `balanced`, and
-//! take `full` with a single run of each variant on software adapters, where the measurement of the
-//! peak alone takes longer than all of our kernels. Leave the variable alone in tests.
-//! Autotuning may pick another variant on another run, so results on a GPU agree between runs to
-//! rounding only; on the CPU they agree exactly.
+//! cubecl compiles a kernel when it first meets it; drivers keep what they make of it in caches of their
+//! own. Of matrix products we time several variants for each class of shapes and keep the best, by
+//! adapter, driver and program version, in the directory that the [`Prober`] was given. What burn tunes
+//! itself, reductions that training does not use, dies with the process: cubecl's `persistence` would
+//! bring an embedded database. cubecl would also read a `cubecl.toml` from the working directory or any
+//! of its parents; [`open`] installs the configuration before cubecl looks, so a file that happens to
+//! lie there changes nothing. Tuning may pick another variant on another machine, so results on a GPU
+//! agree between runs to rounding only; on the CPU they agree exactly.
 //!
 //! # How a GPU fails
 //!
@@ -55,7 +51,7 @@ pub use adapters::{list, open};
 pub use choice::DeviceChoice;
 pub use health::{run_checked, sync_checked};
 pub use probe::{ProbeReport, Prober, Selection, Verdict};
-pub use selftest::{SelfTest, TinyStep};
+pub use selftest::{Mixed, SelfTest, TinyStep};
 pub use tiny::tiny_step;
 pub use usage::{DeviceMemory, Usage, free_memory, memory, usage};
 

@@ -2,6 +2,7 @@
 
 mod correction;
 mod lanes;
+mod loss_scale;
 
 pub use correction::{Correction, VariateError};
 
@@ -18,6 +19,7 @@ use correction::Rule;
 use fedllm_shared::LocalOptimizer;
 use lanes::lanes;
 pub(crate) use lanes::{Lane, side_by_side};
+use loss_scale::LossScale;
 
 /// How a trainer spends memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,6 +119,7 @@ pub struct Trainer<'a> {
     optimizer: Option<AdamW>,
     rule: Rule,
     memory: Memory,
+    loss_scale: LossScale,
 }
 
 impl<'a> Trainer<'a> {
@@ -128,6 +131,7 @@ impl<'a> Trainer<'a> {
             optimizer: None,
             rule: Rule::Plain,
             memory,
+            loss_scale: LossScale::default(),
         }
     }
 
@@ -175,8 +179,10 @@ impl<'a> Trainer<'a> {
     ///
     /// [`StepError`]; the adapter and the optimizer are then unchanged.
     pub fn step(&mut self, rows: &Batch, settings: &StepSettings) -> Result<StepStats, StepError> {
-        let gradients = self.gradients(rows, settings)?;
-        self.advance(gradients, rows.loss_tokens(), rows, settings)
+        self.until_finite(|trainer| {
+            let gradients = trainer.gradients(rows, settings)?;
+            trainer.advance(gradients, rows.loss_tokens(), rows, settings)
+        })
     }
 
     /// One step over pairs of rows, `2k` chosen and `2k + 1` rejected: as [`Self::step`], but
@@ -194,10 +200,55 @@ impl<'a> Trainer<'a> {
         settings: &StepSettings,
         preference: &PreferenceSettings,
     ) -> Result<(StepStats, PreferenceStats), StepError> {
-        let (gradients, stats) =
-            self.preference_gradients(pairs, reference, settings, preference)?;
-        let step = self.advance(gradients, pairs.segments.len() / 2, pairs, settings)?;
-        Ok((step, stats))
+        self.until_finite(|trainer| {
+            let (gradients, stats) =
+                trainer.preference_gradients(pairs, reference, settings, preference)?;
+            let step = trainer.advance(gradients, pairs.segments.len() / 2, pairs, settings)?;
+            Ok((step, stats))
+        })
+    }
+
+    /// Does a step; in half precision, again with a smaller loss scale where that was too large, and
+    /// in single precision where the model's own values are.
+    fn until_finite<R>(
+        &mut self,
+        mut step: impl FnMut(&mut Self) -> Result<R, StepError>,
+    ) -> Result<R, StepError> {
+        let mixed = self.model.mixed_precision();
+        loop {
+            match step(self) {
+                Err(StepError::NotFinite { loss, .. }) if mixed.is_on() => {
+                    if !loss.is_finite() || !self.loss_scale.back_off() {
+                        tracing::warn!(
+                            "half precision cannot hold this model's values; single can"
+                        );
+                        mixed.set(false);
+                    }
+                }
+                done => {
+                    if mixed.is_on() && done.is_ok() {
+                        self.loss_scale.went_well();
+                    }
+                    return done;
+                }
+            }
+        }
+    }
+
+    /// What gradients are multiplied with on their way through the model.
+    fn scale(&self) -> f32 {
+        match self.model.mixed_precision().is_on() {
+            true => self.loss_scale.factor(),
+            false => 1.0,
+        }
+    }
+
+    /// A gradient as it is without that.
+    fn unscaled(&self, flat: Tensor<1>) -> Tensor<1> {
+        match self.scale() {
+            1.0 => flat,
+            scale => flat.mul_scalar(1.0 / scale),
+        }
     }
 
     /// Summed loss and the gradient of the mean loss over all rows.
@@ -219,7 +270,11 @@ impl<'a> Trainer<'a> {
             loss_sum: sum.loss_sum + part.loss_sum,
             flat: sum.flat + part.flat,
         });
-        sum.ok_or(StepError::NoLossTokens)
+        let sum = sum.ok_or(StepError::NoLossTokens)?;
+        Ok(Gradients {
+            flat: self.unscaled(sum.flat),
+            ..sum
+        })
     }
 
     /// Summed loss and the gradient of the mean loss over all pairs, and what the pairs said.
@@ -253,6 +308,7 @@ impl<'a> Trainer<'a> {
         let (tally, flat) = sum.ok_or(StepError::NoLossTokens)?;
         let (loss, stats) = tally.finish();
         let loss_sum = tensor_on(vec![loss], [1], self.model.device());
+        let flat = self.unscaled(flat);
         Ok((Gradients { loss_sum, flat }, stats))
     }
 
@@ -283,7 +339,7 @@ impl<'a> Trainer<'a> {
     pub(crate) fn mode(&self, settings: &StepSettings, lane: &Lane, weight: f32) -> StepMode {
         StepMode {
             recompute: self.memory.recompute || self.is_short_of_memory(lane),
-            weight,
+            weight: weight * self.scale(),
             dropout: (settings.dropout > 0.0).then_some(Dropout {
                 rate: settings.dropout,
                 seed: settings.seed,

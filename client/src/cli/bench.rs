@@ -20,7 +20,7 @@ use fedllm_shared::RowKind;
 use self::report::{GenerationReport, MemoryReport, StepReport, Subject};
 use super::Global;
 use super::devices;
-use super::model::open_base;
+use super::model::{TrainingArgs, open_base};
 use crate::exit::{Code, Explain};
 
 /// What is measured if nothing else is named.
@@ -109,9 +109,8 @@ pub(crate) struct Args {
     /// Timed steps; of an odd number the middle one counts.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
-    /// Keep only each block's input and compute the block again going back, as `train --low-memory`.
-    #[arg(long)]
-    low_memory: bool,
+    #[command(flatten)]
+    training: TrainingArgs,
     /// What the step minimizes: a loss over rows, or over pairs.
     #[arg(long, value_enum, default_value_t = Objective::Sft)]
     objective: Objective,
@@ -158,7 +157,7 @@ impl Args {
 
     fn memory(&self) -> Memory {
         Memory {
-            recompute: self.low_memory,
+            recompute: self.training.low_memory,
             ..Memory::default()
         }
     }
@@ -167,6 +166,9 @@ impl Args {
 /// Runs `bench`.
 pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let (model, name, selection) = load(&args, global)?;
+    if !args.generate {
+        args.training.choose_precision(&model, &selection);
+    }
     let subject = Subject::new(&args, name, &model, &selection);
     if args.generate {
         return generation(&args, subject, &model, &selection, global);
@@ -200,7 +202,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let (times, operations) = explained(times)?;
-    let mut report = StepReport::new(&args, subject, memory, &batch, &times, &operations);
+    let mut report = StepReport::new(&args, subject, &model, memory, &batch, &times, &operations);
     report.dispatches = dispatches;
     if let Some(peaks) = peaks(&args, &selection, global)? {
         report.compare(&peaks);

@@ -6,7 +6,7 @@ use etcetera::BaseStrategy;
 use serde::Serialize;
 
 use fedllm_models::device::{
-    Backend, DeviceChoice, DeviceInfo, DeviceKind, ProbeReport, Prober, Selection,
+    Backend, DeviceChoice, DeviceInfo, DeviceKind, Mixed, ProbeReport, Prober, Selection, SelfTest,
 };
 
 use super::Global;
@@ -19,7 +19,8 @@ const EXAMPLES: &str = "Examples:
 
 const LONG_HELP: &str = "\
 Every device trains one step of a tiny model, in a process of its own, and its loss and gradients are
-compared with those of the processor: `passed` shows the largest relative difference. A device that
+compared with those of the processor: `passed` shows the largest relative difference, and the one in
+mixed precision of a GPU with matrix units that this program can use. A device that
 computes something else, crashes or hangs is not used. The verdicts are kept until the driver or this
 program changes; this command tests again.
 
@@ -141,7 +142,7 @@ impl Row {
 
     /// What the tables of the user show, from left to right.
     fn cells(&self) -> [String; 7] {
-        let test = self.report.as_ref().and_then(|report| report.test);
+        let test = self.report.as_ref().and_then(|report| report.test.as_ref());
         [
             self.info.index.to_string(),
             self.info.name.clone(),
@@ -151,9 +152,7 @@ impl Row {
             match &self.report {
                 None => "not tested".into(),
                 Some(report) if report.verdict.is_usable() => match test {
-                    Some(test) if self.info.backend != Backend::Cpu => {
-                        format!("passed ({:.0e})", test.gradient_error)
-                    }
+                    Some(test) if self.info.backend != Backend::Cpu => passed(test),
                     _ => "passed".into(),
                 },
                 Some(_) => "FAILED".into(),
@@ -174,6 +173,19 @@ fn report(prober: &Prober, info: &DeviceInfo, args: &Args, global: &Global) -> O
     let report = prober.probe(info);
     spinner.finish_and_clear();
     Some(report)
+}
+
+/// How near to the processor a device was; behind it, in mixed precision.
+fn passed(test: &SelfTest) -> String {
+    match test.mixed {
+        Some(Mixed::Passed { gradient_error, .. }) => {
+            format!(
+                "passed ({:.0e}, mixed {gradient_error:.0e})",
+                test.gradient_error
+            )
+        }
+        _ => format!("passed ({:.0e})", test.gradient_error),
+    }
 }
 
 /// The device that `auto` would take, as far as tests are known.
@@ -230,6 +242,13 @@ fn table(rows: &[Row]) -> String {
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
+    for row in rows {
+        let test = row.report.as_ref().and_then(|report| report.test.as_ref());
+        if let Some(Mixed::Refused { reason }) = test.and_then(|test| test.mixed.as_ref()) {
+            let index = row.info.index;
+            text.push_str(&format!("\n{index}: no mixed precision: {reason}\n"));
+        }
+    }
     for row in rows.iter().filter(|row| row.failed()) {
         if let Some(report) = &row.report {
             text.push_str(&format!("\n{}: {}\n", row.info.index, report.verdict));
@@ -241,7 +260,7 @@ fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fedllm_models::device::{Features, Memory, SelfTest, Verdict};
+    use fedllm_models::device::{Features, Memory, Verdict};
 
     fn row(index: usize, name: &str, verdict: Option<Verdict>) -> Row {
         let (backend, kind) = if index == 0 {
@@ -272,6 +291,7 @@ mod tests {
                     gradient_error: 2e-5,
                     tokens_per_second: 1234.4,
                     seconds: 1.0,
+                    mixed: None,
                 }),
                 verdict,
             }),

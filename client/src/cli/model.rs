@@ -31,14 +31,37 @@ pub(crate) fn load(base: &Base, args: &ModelArgs) -> anyhow::Result<(CausalLm, S
     Ok((model, selection))
 }
 
-/// How training spends memory: blocks are computed again if the user says so, or where three quarters
-/// of what is free now would not hold what the backward pass needs of them.
-pub(crate) fn training_memory(low_memory: bool, selection: &Selection) -> Memory {
-    let free = device::free_memory(&selection.info, &selection.device);
-    Memory {
-        recompute: low_memory,
-        free_bytes: free.map(|free| free / 4 * 3),
-        ..Memory::default()
+/// How training uses the device.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct TrainingArgs {
+    /// Keep only each block's input and compute the block again going back: slower, far less memory.
+    /// Done anyway where free memory would not hold the rest.
+    #[arg(long)]
+    pub(crate) low_memory: bool,
+    /// Multiply in single precision everywhere. Otherwise a GPU whose matrix units have passed the
+    /// self-test multiplies the base in half precision: faster, with rounding as of other trainers.
+    #[arg(long)]
+    pub(crate) single_precision: bool,
+}
+
+impl TrainingArgs {
+    /// Chooses the precision, and how training spends memory: blocks are computed again if the user
+    /// says so, or where three quarters of what is free now would not hold what the backward pass
+    /// needs of them.
+    pub(crate) fn prepare(&self, model: &CausalLm, selection: &Selection) -> Memory {
+        self.choose_precision(model, selection);
+        let free = device::free_memory(&selection.info, &selection.device);
+        Memory {
+            recompute: self.low_memory,
+            free_bytes: free.map(|free| free / 4 * 3),
+            ..Memory::default()
+        }
+    }
+
+    /// Turns mixed precision on where the device may use it.
+    pub(crate) fn choose_precision(&self, model: &CausalLm, selection: &Selection) {
+        let mixed = !self.single_precision && selection.takes_mixed_precision();
+        model.mixed_precision().set(mixed);
     }
 }
 

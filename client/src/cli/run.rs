@@ -10,7 +10,7 @@ use fedllm_models::lora;
 use fedllm_shared::{Adapter, DeclineReason, ErrorCode, HeldOutScore, LoraSpec};
 use serde::Serialize;
 
-use super::model::{load, open_base, training_memory};
+use super::model::{TrainingArgs, load, open_base};
 use super::run_view::View;
 use super::{Global, net_hint, runtime};
 use crate::base::{Base, ModelArgs};
@@ -59,10 +59,8 @@ pub(crate) struct Args {
     /// Write the shared adapter to this PEFT directory when the run is over.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Keep only each block's input and compute the block again going back: slower, far less memory.
-    /// Done anyway where free memory would not hold the rest.
-    #[arg(long)]
-    low_memory: bool,
+    #[command(flatten)]
+    training: TrainingArgs,
     /// Train adapters of at most this rank: for machines that cannot train the federation's own. The
     /// federation must offer lower ranks.
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -85,7 +83,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let shard = open_shards(&args.shard, &base, global)?;
     let (shard, held_out) = divide(shard, args.held_out.as_ref(), &base, global)?;
     let (model, selection) = load(&base, &args.model)?;
-    let memory = training_memory(args.low_memory, &selection);
+    let memory = args.training.prepare(&model, &selection);
     let trainer = LoraTrainer::new(
         Arc::new(model),
         base.checkpoint().fingerprint(),

@@ -17,7 +17,7 @@ use fedllm_shared::{
 use serde::Serialize;
 
 use super::Global;
-use super::model::{load, open_base, read_adapter, training_memory};
+use super::model::{TrainingArgs, load, open_base, read_adapter};
 use crate::base::{Base, ModelArgs};
 use crate::exit::{Code, Explain};
 use crate::governor;
@@ -109,10 +109,8 @@ pub(crate) struct Args {
     /// Take rows in random order; false takes them as they are in the file.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     shuffle: bool,
-    /// Keep only each block's input and compute the block again going back: slower, and far less memory.
-    /// Done anyway where free memory would not hold the rest.
-    #[arg(long)]
-    low_memory: bool,
+    #[command(flatten)]
+    training: TrainingArgs,
     /// Tokens that go through the model at once; a larger step is accumulated.
     #[arg(long, value_name = "N", default_value_t = Memory::default().micro_batch_tokens)]
     micro_batch_tokens: usize,
@@ -155,7 +153,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let device = selection.info.to_string();
     let memory = Memory {
         micro_batch_tokens: args.micro_batch_tokens,
-        ..training_memory(args.low_memory, &selection)
+        ..args.training.prepare(&model, &selection)
     };
     let mut fit =
         Fit::new(&model, &device, &spec, &start, None, memory).code(Code::Incompatible)?;

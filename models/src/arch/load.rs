@@ -6,10 +6,12 @@ use super::block::{Block, QkNorm};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::ModelConfig;
 use crate::ops::{
-    AttentionSpec, FrozenMatrix, Head, HostMatrix, LinearGroup, PackedMatrix, is_cpu, tensor_on,
+    AttentionSpec, FrozenMatrix, Head, HostMatrix, LinearGroup, MixedPrecision, PackedMatrix,
+    holds_halves, is_cpu, tensor_on,
 };
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantError, QuantMatrix, quantize_row};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::f16;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -117,6 +119,8 @@ impl CausalLm {
             config: &config,
             precision,
             device,
+            mixed: MixedPrecision::default(),
+            halves: !is_cpu(device) && holds_halves(device),
         };
         let outer = loader.outer_precision();
         let embedding = loader.held(
@@ -150,7 +154,9 @@ impl CausalLm {
             head: Head {
                 weight: head,
                 soft_cap: config.final_soft_cap,
+                mixed: loader.mixed.clone(),
             },
+            mixed: loader.mixed,
             frequencies,
             config,
         })
@@ -199,6 +205,9 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     precision: BasePrecision,
     device: &'a Device,
+    mixed: MixedPrecision,
+    /// Whether the device, a GPU, holds half precision.
+    halves: bool,
 }
 
 impl Loader<'_> {
@@ -286,7 +295,7 @@ impl Loader<'_> {
         }
         let len = bias.len();
         let bias = with_bias.then(|| tensor_on(bias, [len], self.device));
-        Ok(LinearGroup::new(matrices, bias))
+        Ok(LinearGroup::new(matrices, bias).with_mixed_precision(&self.mixed))
     }
 
     fn norm(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
@@ -342,15 +351,22 @@ impl Loader<'_> {
         }
         match &held {
             HostMatrix::Stored(matrix) if matrix.format().block_size() == 1 => {
-                let values = matrix.to_f32();
-                FrozenMatrix::Dense(tensor_on(
-                    values,
-                    [matrix.rows(), matrix.cols()],
-                    self.device,
-                ))
+                FrozenMatrix::Dense(self.dense(matrix))
             }
             quantized => FrozenMatrix::Packed(PackedMatrix::upload(quantized, self.device)),
         }
+    }
+
+    /// Plain values on a GPU: in half precision if the file has no more and the device holds it.
+    fn dense(&self, matrix: &QuantMatrix) -> Tensor<2> {
+        let (values, shape) = (matrix.to_f32(), [matrix.rows(), matrix.cols()]);
+        // What half precision cannot hold of bf16 is magnitudes that no trained weight has.
+        let fits = || values.iter().all(|value| value.abs() <= f16::MAX.to_f32());
+        if self.halves && matrix.format() != BlockFormat::F32 && fits() {
+            let halves: Vec<f16> = values.into_iter().map(f16::from_f32).collect();
+            return Tensor::from_data(TensorData::new(halves, shape), (self.device, DType::F16));
+        }
+        tensor_on(values, shape, self.device)
     }
 }
 

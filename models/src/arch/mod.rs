@@ -17,8 +17,8 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::lora::{BlockGrads, Lora, read_back};
 use crate::ops::{
-    Dropout, Head, HostMatrix, Rotation, Segments, TokenLogProbs, TokenScore, concatenate, embed,
-    indices_on, is_cpu, rms_norm, rms_norm_backward, tensor_on,
+    Dropout, Head, HostMatrix, MixedPrecision, Rotation, Segments, TokenLogProbs, TokenScore,
+    concatenate, embed, indices_on, is_cpu, rms_norm, rms_norm_backward, tensor_on,
 };
 use block::{Block, Kept, Rows, Tape};
 use burn::tensor::{Device, Tensor};
@@ -32,6 +32,7 @@ pub struct CausalLm {
     blocks: Vec<Block>,
     norm: Tensor<1>,
     head: Head,
+    mixed: MixedPrecision,
     /// Inverse frequencies of each kind of rotation.
     frequencies: Vec<Vec<f32>>,
 }
@@ -78,6 +79,12 @@ impl CausalLm {
     /// Where the model computes.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Whether products with the frozen base take half-precision operands: off until it is turned on,
+    /// which only a device with matrix units for it gains from.
+    pub fn mixed_precision(&self) -> &MixedPrecision {
+        &self.mixed
     }
 
     /// Hidden states after the last block, before the final norm: `[tokens, hidden]`.

@@ -5,7 +5,8 @@
 //! every `main` calls, does the dangerous part there and prints one line of JSON.
 //!
 //! Verdicts are kept in a file, by adapter, driver and program version, so that only the first start
-//! takes the time of a self-test.
+//! takes the time of a self-test; in files beside it, by the same, which variants of matrix products
+//! are fastest.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::selftest::{self, SelfTest, SelfTestError, StepFn};
 use super::tiny::tiny_step;
 use super::{Backend, DeviceChoice, DeviceError, DeviceInfo, DeviceKind, list, open};
+use crate::ops::keep_in;
 
 /// Set in the child process: `list`, or the index of the device to test.
 pub const CHILD_VARIABLE: &str = "FEDLLM_PROBE_DEVICE";
@@ -195,6 +197,14 @@ pub struct Selection {
     pub skipped: Vec<String>,
 }
 
+impl Selection {
+    /// Whether the device may train in mixed precision.
+    pub fn takes_mixed_precision(&self) -> bool {
+        let test = self.report.as_ref().and_then(|report| report.test.as_ref());
+        test.is_some_and(SelfTest::takes_mixed_precision)
+    }
+}
+
 /// Starts this program again to look at devices, and remembers what it saw.
 #[derive(Clone, Debug)]
 pub struct Prober {
@@ -340,6 +350,9 @@ impl Prober {
             return Err(report.verdict.to_string());
         }
         let device = open(info).map_err(|error| error.to_string())?;
+        if let Some(directory) = &self.cache {
+            keep_in(products_file(directory, &report.key), &device);
+        }
         Ok((device, Some(report)))
     }
 
@@ -446,6 +459,12 @@ fn crash(status: ExitStatus, errors: &str) -> Verdict {
     Verdict::Crashed { reason }
 }
 
+/// Where the variants of matrix products are kept that are fastest on a device.
+fn products_file(directory: &Path, key: &str) -> PathBuf {
+    let name = blake3::hash(key.as_bytes()).to_hex();
+    directory.join(format!("products-{}.json", &name[..16]))
+}
+
 /// A file that cannot be read counts as empty: the worst that happens is another self-test.
 fn read_cache(directory: &Path) -> BTreeMap<String, ProbeReport> {
     std::fs::read(directory.join(CACHE_FILE))
@@ -479,7 +498,7 @@ mod tests {
             Ok("silent") => {}
             _ if std::env::var_os(CHILD_VARIABLE).is_none() => {}
             _ => {
-                let _ = child_entry_with(&|_, _| {
+                let _ = child_entry_with(&|_, _, _| {
                     Ok(TinyStep {
                         loss: 1.0,
                         gradients: vec![1.0; 10],
@@ -537,7 +556,7 @@ mod tests {
         assert_eq!(prober.remembered(&cpu()), None);
         let report = prober.probe(&cpu());
         assert_eq!(report.verdict, Verdict::Usable);
-        assert_eq!(report.test.unwrap().tokens_per_second, 42.0);
+        assert_eq!(report.test.as_ref().unwrap().tokens_per_second, 42.0);
         assert_eq!(prober.remembered(&cpu()), Some(report));
     }
 

@@ -11,6 +11,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, DeviceError, DeviceInfo, DeviceKind, run_checked};
+use crate::ops::has_matrix_units;
 
 /// What one training step of the tiny model gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,12 +24,12 @@ pub struct TinyStep {
     pub tokens_per_second: f64,
 }
 
-/// Runs one training step of the tiny model with rows of so many tokens on a device. The same model,
-/// adapter (with B not zero, so that no gradient vanishes) and rows every time.
-pub type StepFn = dyn Fn(&Device, usize) -> Result<TinyStep, String>;
+/// Runs one training step of the tiny model with rows of so many tokens on a device, in mixed precision
+/// or not. The same model, adapter (with B not zero, so that no gradient vanishes) and rows every time.
+pub type StepFn = dyn Fn(&Device, usize, bool) -> Result<TinyStep, String>;
 
 /// A passed self-test: how far the device was from the CPU, and how fast.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SelfTest {
     /// Largest difference of the loss, relative to the CPU's where that is above 1.
     pub loss_error: f32,
@@ -38,6 +39,36 @@ pub struct SelfTest {
     pub tokens_per_second: f64,
     /// Duration of the whole test in seconds, most of it compiling kernels.
     pub seconds: f64,
+    /// The same in mixed precision, on a device with matrix units for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed: Option<Mixed>,
+}
+
+impl SelfTest {
+    /// Whether the device may train in mixed precision.
+    pub fn takes_mixed_precision(&self) -> bool {
+        matches!(self.mixed, Some(Mixed::Passed { .. }))
+    }
+}
+
+/// What became of the self-test's part in mixed precision. A device that fails it trains in single.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mixed {
+    /// It was as near to the CPU as half-precision factors can be.
+    Passed {
+        /// Largest difference of the loss, as [`SelfTest::loss_error`].
+        loss_error: f32,
+        /// Largest difference of the gradients, as [`SelfTest::gradient_error`].
+        gradient_error: f32,
+        /// Speed of the second step with the longest rows.
+        tokens_per_second: f64,
+    },
+    /// It was not.
+    Refused {
+        /// What happened.
+        reason: String,
+    },
 }
 
 /// Why a self-test was not passed.
@@ -88,6 +119,12 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
+    /// What is allowed to products of half-precision factors, whose rounding is 2⁻¹¹ each.
+    pub const MIXED: Self = Self {
+        loss: 2e-3,
+        gradient: 2e-2,
+    };
+
     /// What is allowed to a backend in this build.
     pub fn of(backend: Backend) -> Self {
         match backend.compiler() {
@@ -123,26 +160,50 @@ pub fn seq_lens(kind: DeviceKind) -> &'static [usize] {
 /// [`SelfTestError`] if the device failed or computes something else.
 pub fn run(info: &DeviceInfo, device: &Device, step: &StepFn) -> Result<SelfTest, SelfTestError> {
     let started = Instant::now();
-    let mut test = SelfTest {
-        loss_error: 0.0,
-        gradient_error: 0.0,
-        tokens_per_second: 0.0,
-        seconds: 0.0,
+    let lens = seq_lens(info.kind);
+    let expected = lens
+        .iter()
+        .map(|&seq_len| Ok((seq_len, step(&Device::flex(), seq_len, false)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(SelfTestError::Step)?;
+    let pass = |mixed: bool, tolerance: Tolerance| {
+        let (mut loss_error, mut gradient_error, mut tokens_per_second) = (0.0f32, 0.0f32, 0.0);
+        for (seq_len, expected) in &expected {
+            let step = || measure(device, *seq_len, mixed, step);
+            let (loss, gradient) = compare(expected, &step()?, *seq_len, tolerance)?;
+            loss_error = loss_error.max(loss);
+            gradient_error = gradient_error.max(gradient);
+            tokens_per_second = step()?.tokens_per_second;
+        }
+        Ok((loss_error, gradient_error, tokens_per_second))
     };
-    for &seq_len in seq_lens(info.kind) {
-        let expected = step(&Device::flex(), seq_len).map_err(SelfTestError::Step)?;
-        let measured = measure(device, seq_len, step)?;
-        let (loss, gradient) = compare(&expected, &measured, seq_len, Tolerance::of(info.backend))?;
-        test.loss_error = test.loss_error.max(loss);
-        test.gradient_error = test.gradient_error.max(gradient);
-        test.tokens_per_second = measure(device, seq_len, step)?.tokens_per_second;
-    }
-    test.seconds = started.elapsed().as_secs_f64();
-    Ok(test)
+    let (loss_error, gradient_error, tokens_per_second) = pass(false, Tolerance::of(info.backend))?;
+    let mixed = has_matrix_units(device).then(|| match pass(true, Tolerance::MIXED) {
+        Ok((loss_error, gradient_error, tokens_per_second)) => Mixed::Passed {
+            loss_error,
+            gradient_error,
+            tokens_per_second,
+        },
+        Err::<_, SelfTestError>(error) => Mixed::Refused {
+            reason: error.to_string(),
+        },
+    });
+    Ok(SelfTest {
+        loss_error,
+        gradient_error,
+        tokens_per_second,
+        seconds: started.elapsed().as_secs_f64(),
+        mixed,
+    })
 }
 
-fn measure(device: &Device, seq_len: usize, step: &StepFn) -> Result<TinyStep, SelfTestError> {
-    run_checked(device, || step(device, seq_len))?.map_err(SelfTestError::Step)
+fn measure(
+    device: &Device,
+    seq_len: usize,
+    mixed: bool,
+    step: &StepFn,
+) -> Result<TinyStep, SelfTestError> {
+    run_checked(device, || step(device, seq_len, mixed))?.map_err(SelfTestError::Step)
 }
 
 /// Differences of loss and gradients, if both are within the tolerance.
@@ -294,12 +355,12 @@ mod tests {
     #[test]
     fn every_length_is_tested_and_failures_come_through() {
         let cpu = info(Backend::Cpu, DeviceKind::Processor);
-        let test = run(&cpu, &Device::flex(), &|_, _| Ok(step(3.0))).unwrap();
+        let test = run(&cpu, &Device::flex(), &|_, _, _| Ok(step(3.0))).unwrap();
         assert_eq!(
             (test.loss_error, test.gradient_error, test.tokens_per_second),
             (0.0, 0.0, 100.0)
         );
-        let long_only = |_: &Device, seq_len: usize| {
+        let long_only = |_: &Device, seq_len: usize, _| {
             if seq_len < 1000 {
                 Ok(step(3.0))
             } else {

@@ -29,27 +29,31 @@ const KV_HEADS: usize = 2;
 const VOCAB: usize = 320;
 
 /// Loss and adapter gradients of one training step on a device, with two packed rows: one of
-/// `seq_len` tokens and a short one.
+/// `seq_len` tokens and a short one; in mixed precision, if that is asked for.
 ///
 /// # Errors
 ///
 /// What went wrong, in words: the device's refusal, for the model itself is always the same.
-pub fn tiny_step(device: &Device, seq_len: usize) -> Result<TinyStep, String> {
+pub fn tiny_step(device: &Device, seq_len: usize, mixed: bool) -> Result<TinyStep, String> {
     let model = model(device)?;
+    model.mixed_precision().set(mixed);
     let lora = adapter(&model, device)?;
     let batch = batch(seq_len);
+    // Half precision holds small gradients only so.
+    let scale = if mixed { 1024.0 } else { 1.0 };
     let mode = StepMode {
         recompute: true,
-        weight: 1.0 / batch.loss_tokens() as f32,
+        weight: scale / batch.loss_tokens() as f32,
         dropout: None,
         share: 1.0,
     };
     let started = Instant::now();
     let step = model.gradients(&batch, &lora, &mode);
     let loss: Vec<f32> = step.loss_sum.try_into_vec_as().map_err(text)?;
-    let gradients = step.flat.try_into_vec_as().map_err(text)?;
+    let mut gradients: Vec<f32> = step.flat.try_into_vec_as().map_err(text)?;
     let seconds = started.elapsed().as_secs_f64();
-    let loss = loss.first().ok_or("the step gave no loss")? * mode.weight;
+    gradients.iter_mut().for_each(|value| *value /= scale);
+    let loss = loss.first().ok_or("the step gave no loss")? / batch.loss_tokens() as f32;
     Ok(TinyStep {
         loss,
         gradients,
@@ -166,8 +170,8 @@ mod tests {
     #[test]
     fn every_adapter_tensor_has_a_gradient_and_two_steps_agree() {
         let cpu = Device::flex();
-        let step = tiny_step(&cpu, 16).unwrap();
-        let again = tiny_step(&cpu, 16).unwrap();
+        let step = tiny_step(&cpu, 16, false).unwrap();
+        let again = tiny_step(&cpu, 16, false).unwrap();
         assert_eq!((step.loss, &step.gradients), (again.loss, &again.gradients));
         assert!((4.0..9.0).contains(&step.loss), "{}", step.loss);
         let model = model(&cpu).unwrap();

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Cost;
 use crate::arch::uniform;
 use crate::device::{DeviceError, run_checked};
-use crate::ops::{FrozenMatrix, HostMatrix, is_cpu, tensor_on};
+use crate::ops::{FrozenMatrix, HostMatrix, holds_halves, is_cpu, tensor_on};
 use crate::quant::QuantMatrix;
 
 /// What is measured grows until a run of it takes this long.
@@ -30,7 +30,7 @@ const LARGEST_COPY: u64 = 256 << 20;
 pub struct Peaks {
     /// Floating-point operations a second in a large product of single precision.
     pub f32_flops_per_second: f64,
-    /// The same in half precision, where the device multiplies it.
+    /// The same with factors in half precision, where the device holds it.
     pub f16_flops_per_second: Option<f64>,
     /// Bytes read and written a second.
     pub bytes_per_second: f64,
@@ -64,7 +64,7 @@ pub fn measure_peaks(device: &Device, largest_buffer_bytes: u64) -> Result<Peaks
             bytes_per_second: host_bytes_per_second(),
         });
     }
-    let half = device.supports_dtype(DType::F16);
+    let half = holds_halves(device);
     let product = |dtype| fastest_product(device, largest_buffer_bytes, gpu_product(dtype));
     Ok(Peaks {
         f32_flops_per_second: product(DType::F32)?,
@@ -130,8 +130,8 @@ fn gpu_product(dtype: DType) -> impl Fn(&Device, usize) -> Product<'_> {
             let values = tensor_on(uniform(name, size * size, 1.0), [size, size], device);
             values.cast(dtype)
         };
-        let (a, b): (Tensor<2>, Tensor<2>) = (matrix("left"), matrix("right"));
-        let run = move || (0..QUEUED).for_each(|_| drop(a.clone().matmul(b.clone())));
+        let (x, weights) = (matrix("left"), FrozenMatrix::Dense(matrix("right")));
+        let run = move || (0..QUEUED).for_each(|_| drop(weights.backward(&x)));
         (QUEUED, Box::new(run))
     }
 }

@@ -17,14 +17,23 @@ where
 
 /// A buffer of 32-bit floats, not yet written, on the device of another.
 pub(super) fn empty<const D: usize>(beside: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+    empty_of(beside, shape, DType::F32)
+}
+
+/// A buffer, not yet written, on the device of another.
+pub(super) fn empty_of<const D: usize>(
+    beside: &CubeTensor,
+    shape: [usize; D],
+    dtype: DType,
+) -> CubeTensor {
     let shape = Shape::new(shape);
-    let bytes = shape.num_elements() * size_of::<f32>();
+    let bytes = shape.num_elements() * dtype.size();
     CubeTensor::new_contiguous(
         beside.client.clone(),
         beside.device.clone(),
         shape,
         beside.client.empty(bytes),
-        DType::F32,
+        dtype,
     )
 }
 

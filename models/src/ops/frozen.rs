@@ -6,10 +6,11 @@
 
 use super::gemm::{Mat, Write};
 use super::host::{Host, host_tensor, is_cpu, tensor_on};
+use super::matmul::matmul;
 use super::packed::PackedMatrix;
 use super::product::{Straight, Term, Transposed, few_rows, product};
 use crate::quant::{Int8Rows, Nf4Matrix, QuantMatrix};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(super) const FEW_ROWS: usize = 8;
 pub enum FrozenMatrix {
     /// In host memory or in the mapped file.
     Host(HostMatrix),
-    /// Dense on a GPU.
+    /// Dense on a GPU, in single or half precision.
     Dense(Tensor<2>),
     /// Quantized on a GPU.
     Packed(PackedMatrix),
@@ -52,7 +53,16 @@ impl FrozenMatrix {
         }
     }
 
-    /// `x · Wᵀ`: `[rows, in]` to `[rows, out]`.
+    /// Whether nothing is lost by multiplying it in half precision but what the other factor loses.
+    pub(super) fn takes_halves(&self) -> bool {
+        match self {
+            Self::Host(_) => false,
+            Self::Dense(weight) => weight.dtype() == DType::F16,
+            Self::Packed(_) => true,
+        }
+    }
+
+    /// `x · Wᵀ`: `[rows, in]` to `[rows, out]`; on a GPU `x` may be in half precision.
     pub fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
         match self {
             Self::Host(matrix) => {
@@ -63,12 +73,12 @@ impl FrozenMatrix {
                 forward_into(matrix, input, &[], &mut out, matrix.rows());
                 host_tensor(out, [rows, matrix.rows()])
             }
-            Self::Dense(weight) => x.clone().matmul(weight.clone().transpose()),
+            Self::Dense(weight) => matmul(x.clone(), weight.clone().transpose()),
             Self::Packed(matrix) => matrix.matmul_t(x.clone()),
         }
     }
 
-    /// `g · W`: `[rows, out]` to `[rows, in]`.
+    /// `g · W`: `[rows, out]` to `[rows, in]`; on a GPU `g` may be in half precision.
     pub fn backward(&self, g: &Tensor<2>) -> Tensor<2> {
         match self {
             Self::Host(matrix) => {
@@ -79,7 +89,7 @@ impl FrozenMatrix {
                 backward_into(matrix, grad, &mut out);
                 host_tensor(out, [rows, matrix.cols()])
             }
-            Self::Dense(weight) => g.clone().matmul(weight.clone()),
+            Self::Dense(weight) => matmul(g.clone(), weight.clone()),
             Self::Packed(matrix) => matrix.matmul(g.clone()),
         }
     }

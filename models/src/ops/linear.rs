@@ -11,6 +11,7 @@ use super::dropout::{Dropout, dropout};
 use super::frozen::{FEW_ROWS, FrozenMatrix, HostMatrix};
 use super::gemm::{Mat, Threads, Write, gemm, matmul};
 use super::host::{Host, host_tensor, is_cpu};
+use super::precision::MixedPrecision;
 use super::product::{Panels, Scaled, Straight, Term, Transposed, few_rows, product};
 use burn::tensor::Tensor;
 pub(super) use composed::LowRank;
@@ -21,6 +22,7 @@ use std::ops::Range;
 pub struct LinearGroup {
     pub(super) parts: Vec<FrozenMatrix>,
     bias: Option<Tensor<1>>,
+    mixed: MixedPrecision,
 }
 
 /// The adapters of one [`LinearGroup`], as views of the flat adapter vector.
@@ -77,7 +79,7 @@ pub struct GroupOutput {
 pub fn low_rank(x: &Tensor<2>, lora: &GroupLora) -> Tensor<2> {
     let input = lora.dropped(x);
     if !is_cpu(&x.device()) {
-        return input.matmul(lora.a.clone().transpose());
+        return composed::low_rank(input, &lora.a);
     }
     let ([tokens, features], [ranks, _]) = (x.dims(), lora.a.dims());
     let (input, a) = (Host::of(input), Host::of(lora.a.clone()));
@@ -94,7 +96,18 @@ impl LinearGroup {
                 .windows(2)
                 .all(|pair| pair[0].cols() == pair[1].cols())
         );
-        Self { parts, bias }
+        Self {
+            parts,
+            bias,
+            mixed: MixedPrecision::default(),
+        }
+    }
+
+    /// Takes its model's setting.
+    #[must_use]
+    pub fn with_mixed_precision(mut self, mixed: &MixedPrecision) -> Self {
+        self.mixed = mixed.clone();
+        self
     }
 
     /// Input features.

@@ -5,6 +5,7 @@ use super::frozen::{FrozenMatrix, backward_into, forward_into};
 use super::gemm::Mat;
 use super::host::{Host, host_tensor, indices_on, is_cpu};
 use super::kernels;
+use super::precision::MixedPrecision;
 use super::simd::{exp_shifted, max, tanh, vectorized};
 use burn::tensor::{Device, Int, Tensor};
 use rayon::prelude::*;
@@ -22,6 +23,8 @@ pub struct Head {
     pub weight: FrozenMatrix,
     /// Logits become `cap · tanh(logit / cap)` (Gemma 2).
     pub soft_cap: Option<f32>,
+    /// The model's setting.
+    pub mixed: MixedPrecision,
 }
 
 impl Head {
@@ -90,7 +93,7 @@ impl Head {
 
     /// Logits `[n, vocabulary]` of hidden states.
     pub fn logits(&self, h: &Tensor<2>) -> Tensor<2> {
-        composed::capped(self.weight.forward(h), self.soft_cap)
+        composed::capped(self.forward(h), self.soft_cap)
     }
 
     pub(super) fn chunks<'a>(
@@ -155,11 +158,11 @@ impl Head {
         let (mut losses, mut dh) = (Vec::new(), Vec::new());
         for (h, targets) in self.chunks(h, targets, 1.0) {
             let targets = indices(targets, &h.device());
-            let logits = self.weight.forward(&h);
+            let logits = self.forward(&h);
             let (of_chunk, dlogits) = kernels::losses(logits, &targets, weight, self.soft_cap)
                 .unwrap_or_else(|logits| composed::losses(logits, targets, weight, self.soft_cap));
             losses.push(of_chunk);
-            dh.push(self.weight.backward(&dlogits));
+            dh.push(self.backward(&dlogits));
         }
         (joined(losses), joined(dh))
     }
@@ -167,11 +170,25 @@ impl Head {
     fn log_probs_device(&self, h: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
         let parts = self.chunks(h, targets, 1.0).map(|(h, targets)| {
             let targets = indices(targets, &h.device());
-            let logits = self.weight.forward(&h);
+            let logits = self.forward(&h);
             kernels::log_probs(&logits, &targets, self.soft_cap)
                 .unwrap_or_else(|| composed::log_probs(logits, targets, self.soft_cap))
         });
         joined(parts.collect())
+    }
+
+    /// The logits, before the cap.
+    fn forward(&self, h: &Tensor<2>) -> Tensor<2> {
+        let factor = self.mixed.factor(h, std::slice::from_ref(&self.weight));
+        self.weight.forward(factor.with(&self.weight))
+    }
+
+    /// The gradient of `h`, given that of the logits.
+    fn backward(&self, dlogits: &Tensor<2>) -> Tensor<2> {
+        let factor = self
+            .mixed
+            .factor(dlogits, std::slice::from_ref(&self.weight));
+        self.weight.backward(factor.with(&self.weight))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frozen weights that stay quantized in a GPU's memory.
 //!
-//! A product unpacks at most [`DENSE_VALUES`] of them into a buffer, multiplies with burn's tuned
-//! kernels, and lets the buffer go before the next part is unpacked. So a step needs the packed
+//! A product unpacks at most [`DENSE_VALUES`] of them into a buffer, multiplies it
+//! in single or half precision, and lets the buffer go before the next part is unpacked. So a step needs the packed
 //! weights and one dense part, whatever the size of the model. Generation multiplies one row at a
 //! time; then writing and reading a dense part would be most of the work, and a kernel of our own
 //! takes the codes as they are.
@@ -20,8 +20,9 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use self::code::Codes;
-use super::cube::{cube, tensor};
+use super::cube::{cube, empty_of, tensor};
 use super::frozen::HostMatrix;
+use super::matmul::matmul;
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantMatrix};
 
 /// Dense values at a time: 64 MiB.
@@ -151,15 +152,15 @@ impl PackedMatrix {
 
     /// All values, `[out, in]`. Large matrices should not be dense at once: the products do not.
     pub fn dequantize(&self) -> Tensor<2> {
-        self.dequantize_rows(0..self.rows)
+        self.dequantize_rows(0..self.rows, DType::F32)
     }
 
-    /// The values of some rows, `[range.len(), in]`.
+    /// The values of some rows, `[range.len(), in]`, in single or half precision.
     ///
     /// # Panics
     ///
     /// If there are no such rows.
-    pub fn dequantize_rows(&self, range: Range<usize>) -> Tensor<2> {
+    pub fn dequantize_rows(&self, range: Range<usize>, dtype: DType) -> Tensor<2> {
         assert!(
             range.start <= range.end && range.end <= self.rows,
             "rows {range:?} of {}",
@@ -167,22 +168,23 @@ impl PackedMatrix {
         );
         match (cube(&self.words), cube(&self.scales), cube(&self.extra)) {
             (Some(words), Some(scales), Some(extra)) if !range.is_empty() && self.cols > 0 => {
-                let dense = kernel::unpack(words, scales, extra, self.layout, range, self.cols);
+                let shape = [range.len(), self.cols];
+                let dense = empty_of(&words, shape, dtype);
+                kernel::unpack(words, scales, extra, self.layout, range.start, &dense);
                 tensor(dense)
             }
-            _ => self.dequantize_on_host(range),
+            _ => self.dequantize_on_host(range).cast(dtype),
         }
     }
 
-    /// `x · Wᵀ`: `[n, in]` to `[n, out]`.
+    /// `x · Wᵀ`: `[n, in]` to `[n, out]`, the weights in the precision of `x`.
     pub fn matmul_t(&self, x: Tensor<2>) -> Tensor<2> {
         if let Some(y) = self.few_matmul_t(&x) {
             return y;
         }
-        let mut parts: Vec<Tensor<2>> = self
-            .row_parts()
-            .map(|part| x.clone().matmul(self.dequantize_rows(part).transpose()))
-            .collect();
+        let dtype = x.dtype();
+        let of_part = |part| matmul(x.clone(), self.dequantize_rows(part, dtype).transpose());
+        let mut parts: Vec<Tensor<2>> = self.row_parts().map(of_part).collect();
         match (parts.len(), parts.pop()) {
             (1, Some(whole)) => whole,
             (_, Some(last)) => {
@@ -200,7 +202,7 @@ impl PackedMatrix {
         Some(tensor(few::matmul_t(cube(x)?, words, scales, extra, shape)))
     }
 
-    /// `g · W`: `[n, out]` to `[n, in]`.
+    /// `g · W`: `[n, out]` to `[n, in]`, the weights in the precision of `g`.
     pub fn matmul(&self, g: Tensor<2>) -> Tensor<2> {
         let n = g.dims()[0];
         self.row_parts()
@@ -210,7 +212,7 @@ impl PackedMatrix {
                 } else {
                     g.clone().slice([0..n, part.clone()])
                 };
-                columns.matmul(self.dequantize_rows(part))
+                matmul(columns, self.dequantize_rows(part, g.dtype()))
             })
             .reduce(|sum, product| sum + product)
             .unwrap_or_else(|| Tensor::zeros([n, self.cols], &g.device()))

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
-use fedllm_models::device;
-use fedllm_models::lora::Lora;
+use fedllm_models::lora::{Lora, read_back};
 use fedllm_models::objective::{PairReference, PreferenceSettings};
 use fedllm_models::train::{Correction, Memory, Outcome, StepSettings, Trainer};
-use fedllm_shared::{LocalOptimizer, PreferenceLoss, VariateForm};
+use fedllm_models::{BasePrecision, Gradients, device};
+use fedllm_shared::{Adapter, LocalOptimizer, PreferenceLoss, VariateForm};
 use fedllm_tests::gpu::adapter;
 
 use super::correction::variate;
@@ -116,4 +116,97 @@ fn gpu_steps_agree_with_the_cpu() {
             assert!(error < 2e-3, "{name}: the variate is {error:e} off");
         }
     }
+}
+
+/// The loss and the gradient of the golden batch, with a base in these bits.
+fn gradient(precision: BasePrecision, device: &Device, mixed: bool) -> (f32, Vec<f32>) {
+    let golden = Golden::load_as("llama", precision, device);
+    golden.model.mixed_precision().set(mixed);
+    let trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
+    let Gradients { loss_sum, flat } = trainer.gradients(&golden.batch(), &settings()).unwrap();
+    assert_eq!(golden.model.mixed_precision().is_on(), mixed);
+    (read_back(loss_sum)[0], read_back(flat))
+}
+
+#[test]
+fn gpu_mixed_precision_rounds_products_with_the_base_and_nothing_else() {
+    let Some(info) = adapter() else {
+        return;
+    };
+    let _alone = alone();
+    let gpu = device::open(&info).unwrap();
+    for precision in [BasePrecision::F16, BasePrecision::Nf4] {
+        let (loss, expected) = gradient(precision, &Device::flex(), false);
+        let single = gradient(precision, &gpu, false);
+        let mixed = gradient(precision, &gpu, true);
+        let off = |(of, values): &(f32, Vec<f32>)| {
+            ((of - loss).abs() / loss, relative_l2(values, &expected))
+        };
+        println!("{precision}: {:?}, mixed {:?}", off(&single), off(&mixed));
+        assert!(off(&single).0 < 1e-5 && off(&single).1 < 1e-4);
+        // Half a unit in the last place of eleven bits is 2.4e-4; of several products, more.
+        assert!(off(&mixed).0 < 1e-3 && off(&mixed).1 < 5e-3);
+        assert!(off(&mixed).1 > 1e-5, "nothing was rounded");
+    }
+    // A base in single precision asks for products in single precision.
+    let single = gradient(BasePrecision::F32, &gpu, false);
+    let (loss, values) = gradient(BasePrecision::F32, &gpu, true);
+    assert!((loss - single.0).abs() < 1e-4 && relative_l2(&values, &single.1) < 1e-5);
+}
+
+/// A step in mixed precision and in single, from a larger adapter: whether the first is still in mixed
+/// precision after it, and how far its update is off.
+fn step_of(
+    gpu: &Device,
+    larger: f32,
+    step: impl Fn(&mut Trainer<'_>, &Golden, &StepSettings),
+) -> (bool, f64) {
+    let sgd = StepSettings {
+        optimizer: LocalOptimizer::Sgd,
+        lr: 1e-2,
+        ..settings()
+    };
+    let update = |mixed: bool| {
+        let golden = Golden::load_as("llama", BasePrecision::F16, gpu);
+        golden.model.mixed_precision().set(mixed);
+        let layout = golden.adapter.layout().clone();
+        let values: Vec<f32> = golden.adapter.values().iter().map(|v| v * larger).collect();
+        let start = Adapter::new(layout, values).unwrap();
+        let lora = golden.lora_of(&start);
+        let mut trainer = Trainer::new(&golden.model, lora, Memory::default());
+        step(&mut trainer, &golden, &sgd);
+        let after = trainer.into_outcome().lora.to_adapter().unwrap();
+        let update = minus(after.values(), start.values());
+        (golden.model.mixed_precision().is_on(), update)
+    };
+    let (_, expected) = update(false);
+    let (is_mixed, got) = update(true);
+    (is_mixed, relative_l2(&got, &expected))
+}
+
+#[test]
+fn gpu_mixed_precision_gives_way_to_large_values() {
+    let Some(info) = adapter() else {
+        return;
+    };
+    let _alone = alone();
+    let gpu = device::open(&info).unwrap();
+    // Gradients that a smaller loss scale saves.
+    let (is_mixed, error) = step_of(&gpu, 1.0, |trainer, _, settings| {
+        let steep = PreferenceSettings {
+            beta: 1e4,
+            label_smoothing: 0.1,
+            loss: PreferenceLoss::Sigmoid,
+        };
+        trainer
+            .preference_step(&pairs(), PairReference::Base, settings, &steep)
+            .unwrap();
+    });
+    println!("large gradients: {error:e}");
+    assert!(is_mixed && error < 2e-2, "{is_mixed} {error:e}");
+    // Activations that half precision cannot hold.
+    let (is_mixed, error) = step_of(&gpu, 1e3, |trainer, golden, settings| {
+        trainer.step(&golden.batch(), settings).unwrap();
+    });
+    assert!(!is_mixed && error == 0.0, "{is_mixed} {error:e}");
 }

@@ -28,6 +28,8 @@ const CALLS: [&str; 4] = [
 const SUBMISSIONS: u64 = 16;
 /// Most memory that its tensors take at once, in bytes.
 const PEAK_BYTES: u64 = 1 << 20;
+/// A page of the pool for the smallest buffers.
+const PAGE_BYTES: u64 = 8 << 10;
 /// How often each of [`CALLS`] was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Calls {
@@ -90,7 +92,7 @@ fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
     };
     let _alone = alone();
     let gpu = device::open(&info).unwrap();
-    for (precision, dispatches) in [(BasePrecision::F32, 190), (BasePrecision::Nf4, 215)] {
+    for (precision, dispatches) in [(BasePrecision::F32, 180), (BasePrecision::Nf4, 205)] {
         let golden = Golden::load_as("llama", precision, &gpu);
         let batch = golden.batch();
         let mut trainer = Trainer::new(&golden.model, golden.lora(), Memory::default());
@@ -116,6 +118,8 @@ fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
         (0..80).for_each(|_| step());
         let after = device::memory(&gpu).unwrap();
         println!("{before:?}, 80 steps later {after:?}");
-        assert_eq!(before.reserved, after.reserved, "memory grows by steps");
+        // A page for small buffers may come late, when two of them happen to live at once.
+        let grown = after.reserved.saturating_sub(before.reserved);
+        assert!(grown <= PAGE_BYTES, "memory grows by steps: {grown} bytes");
     }
 }

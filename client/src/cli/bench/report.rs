@@ -72,6 +72,8 @@ pub(super) struct StepReport {
     pub(super) seq: u32,
     pub(super) rank: u32,
     pub(super) low_memory: bool,
+    /// Whether the base was multiplied in half precision, in the end.
+    pub(super) mixed_precision: bool,
     pub(super) steps: usize,
     pub(super) tokens_per_step: usize,
     pub(super) tokens_per_second: f64,
@@ -130,6 +132,7 @@ impl StepReport {
     pub(super) fn new(
         args: &Args,
         subject: Subject,
+        model: &CausalLm,
         memory: MemoryReport,
         batch: &Batch,
         times: &StepTimes,
@@ -145,7 +148,8 @@ impl StepReport {
             batch: args.batch,
             seq: args.seq,
             rank: args.rank,
-            low_memory: args.low_memory,
+            low_memory: args.training.low_memory,
+            mixed_precision: model.mixed_precision().is_on(),
             steps: times.seconds.len(),
             tokens_per_step: batch.tokens(),
             tokens_per_second: batch.tokens() as f64 / step,

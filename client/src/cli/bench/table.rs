@@ -16,11 +16,16 @@ pub(super) fn of_step(report: &StepReport) -> String {
     } else {
         ""
     };
+    let mixed = if report.mixed_precision {
+        ", mixed precision"
+    } else {
+        ""
+    };
     line(
         &mut text,
         "step",
         format!(
-            "{} {rows} of {} tokens, rank {}, {}{memory}",
+            "{} {rows} of {} tokens, rank {}, {}{memory}{mixed}",
             report.batch, report.seq, report.rank, report.objective
         ),
     );

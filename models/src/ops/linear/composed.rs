@@ -1,8 +1,10 @@
-//! Groups on a GPU: burn's products, and kernels for what goes between them.
+//! Groups on a GPU: products, and kernels for what goes between them.
 
 use super::super::dropout::dropout;
+use super::super::frozen::FrozenMatrix;
 use super::super::kernels;
-use super::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB, low_rank};
+use super::super::matmul::matmul;
+use super::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB};
 use burn::tensor::Tensor;
 use std::ops::Range;
 
@@ -30,8 +32,10 @@ impl<'a> LowRank<'a> {
 
 impl LinearGroup {
     pub(super) fn forward_composed(&self, x: &Tensor<2>, lora: Option<&GroupLora>) -> GroupOutput {
-        let outputs: Vec<_> = self.parts.iter().map(|part| part.forward(x)).collect();
-        let u = lora.map(|lora| low_rank(x, lora));
+        let factor = self.mixed.factor(x, &self.parts);
+        let through = |part: &FrozenMatrix| part.forward(factor.with(part));
+        let outputs: Vec<_> = self.parts.iter().map(through).collect();
+        let u = lora.map(|lora| super::low_rank(x, lora));
         let adapters = lora.zip(u.as_ref()).map(|(lora, u)| LowRank {
             u,
             pieces: &lora.b,
@@ -52,7 +56,11 @@ impl LinearGroup {
         let g: Vec<_> = self.columns().map(|part| columns_of(g, part)).collect();
         let through_parts = want_dx.then(|| {
             let parts = self.parts.iter().zip(&g);
-            parts.map(|(part, g)| part.backward(g)).collect::<Vec<_>>()
+            let through = |(part, g): (&FrozenMatrix, _)| {
+                let factor = self.mixed.factor(g, std::slice::from_ref(part));
+                part.backward(factor.with(part))
+            };
+            parts.map(through).collect::<Vec<_>>()
         });
         let Some((lora, u)) = lora.zip(u) else {
             return (through_parts.map(|parts| add_up(parts, None)), None);
@@ -60,26 +68,31 @@ impl LinearGroup {
         let u = u.clone().mul_scalar(lora.scale);
         let of_piece = |piece: &PartB| {
             let g = g[piece.part].clone();
-            g.transpose().matmul(columns_of(&u, piece.ranks.clone()))
+            matmul(g.transpose(), columns_of(&u, piece.ranks.clone()))
         };
         let b = lora.b.iter().map(of_piece).collect();
         if !want_dx && !lora.trains_a {
             return (None, Some(GroupGrads { a: None, b }));
         }
-        let of_piece = |piece: &PartB| g[piece.part].clone().matmul(piece.b.clone());
+        let of_piece = |piece: &PartB| matmul(g[piece.part].clone(), piece.b.clone());
         let du = concatenated(lora.b.iter().map(of_piece).collect()).mul_scalar(lora.scale);
         let dx = through_parts.map(|mut parts| match &lora.dropout {
             None => add_up(parts, Some((&du, &lora.a))),
             Some(mask) => {
-                parts.push(dropout(&du.clone().matmul(lora.a.clone()), mask));
+                parts.push(dropout(&matmul(du.clone(), lora.a.clone()), mask));
                 add_up(parts, None)
             }
         });
         let a = lora
             .trains_a
-            .then(|| du.transpose().matmul(lora.dropped(x)));
+            .then(|| matmul(du.transpose(), lora.dropped(x)));
         (dx, Some(GroupGrads { a, b }))
     }
+}
+
+/// `x·Aᵀ`.
+pub(super) fn low_rank(x: Tensor<2>, a: &Tensor<2>) -> Tensor<2> {
+    matmul(x, a.clone().transpose())
 }
 
 /// The parts side by side, each with what its adapter adds, and the bias.
@@ -95,7 +108,7 @@ fn join(
         for (i, part) in parts.iter_mut().enumerate() {
             if let Some((adapters, piece)) = adapters.and_then(|a| Some((a, a.of(i)?))) {
                 let u = columns_of(adapters.u, piece.ranks.clone());
-                let added = u.matmul(piece.b.clone().transpose());
+                let added = matmul(u, piece.b.clone().transpose());
                 *part = part.clone() + added.mul_scalar(adapters.scale);
             }
         }
@@ -110,7 +123,7 @@ fn join(
 /// The sum of parts, of which there is one at least, and of the product of two factors.
 fn add_up(parts: Vec<Tensor<2>>, factors: Option<(&Tensor<2>, &Tensor<2>)>) -> Tensor<2> {
     kernels::add_up(parts, factors).unwrap_or_else(|parts| {
-        let product = factors.map(|(du, a)| du.clone().matmul(a.clone()));
+        let product = factors.map(|(du, a)| matmul(du.clone(), a.clone()));
         let sum = parts.into_iter().chain(product).reduce(|a, b| a + b);
         sum.expect("a group has a part")
     })

@@ -140,7 +140,7 @@ mod tests {
     use super::super::super::frozen::HostMatrix;
     use super::super::PackedMatrix;
     use super::*;
-    use burn::tensor::{Device, Tensor, TensorData};
+    use burn::tensor::{DType, Device, Tensor, TensorData};
     use std::sync::Arc;
 
     const ROWS: usize = 6;
@@ -240,7 +240,10 @@ mod tests {
         ] {
             assert_eq!(unpacked_on(&matrix, &gpu), unpacked(&matrix), "{matrix:?}");
             let packed = PackedMatrix::upload(&matrix, &gpu);
-            let last: Vec<f32> = packed.dequantize_rows(4..6).try_into_vec_as().unwrap();
+            let last: Vec<f32> = packed
+                .dequantize_rows(4..6, DType::F32)
+                .try_into_vec_as()
+                .unwrap();
             assert_eq!(last, unpacked(&matrix)[4 * matrix.cols()..]);
         }
     }
