@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::super::adamw::{Factors, State};
 use super::super::cube::{cube, empty, tensor};
 use super::super::host::tensor_on;
-use super::{UNITS, cube_sum, lanes, row_cubes, sole, units, writable};
+use super::{Team, UNITS, cube_sum, lanes, row_cubes, sole, units, writable};
 
 /// Vectors that one dispatch puts together: with the result and the kernel's numbers they are the
 /// eight buffers that WebGPU guarantees.
@@ -92,6 +92,7 @@ pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Option<Tensor<1>> {
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&x, [parts]);
+    let team = Team::of(UNITS, &x);
     squares_kernel::launch(
         &x.client.clone(),
         row_cubes(parts),
@@ -101,6 +102,7 @@ pub(in crate::ops) fn sum_of_squares(x: &Tensor<1>) -> Option<Tensor<1>> {
         sums.clone().into_buffer_arg(),
         len / lanes,
         parts * UNITS,
+        team,
     );
     Some(tensor(finish(sums, parts, 1)))
 }
@@ -120,6 +122,7 @@ pub(in crate::ops) fn pull(
     let lanes = lanes(len);
     let parts = parts(len / lanes);
     let sums = empty(&g, [2, parts]);
+    let team = Team::of(UNITS, &g);
     pull_kernel::launch(
         &g.client.clone(),
         row_cubes(parts),
@@ -133,6 +136,7 @@ pub(in crate::ops) fn pull(
         parts * UNITS,
         parts,
         mu,
+        team,
     );
     Ok((tensor(g), tensor(finish(sums, parts, 2))))
 }
@@ -184,6 +188,7 @@ fn parts(vectors: usize) -> usize {
 /// The sums of `rows` rows of `parts` values.
 fn finish(values: CubeTensor, parts: usize, rows: usize) -> CubeTensor {
     let out = empty(&values, [rows]);
+    let team = Team::of(UNITS, &values);
     sum_kernel::launch(
         &values.client.clone(),
         row_cubes(rows),
@@ -191,6 +196,7 @@ fn finish(values: CubeTensor, parts: usize, rows: usize) -> CubeTensor {
         values.into_buffer_arg(),
         out.clone().into_buffer_arg(),
         parts,
+        team,
     );
     out
 }
@@ -247,14 +253,20 @@ fn concatenate_kernel(
 }
 
 #[cube(launch)]
-fn squares_kernel<N: Size>(x: &[Vector<f32, N>], sums: &mut [f32], vectors: usize, stride: usize) {
+fn squares_kernel<N: Size>(
+    x: &[Vector<f32, N>],
+    sums: &mut [f32],
+    vectors: usize,
+    stride: usize,
+    #[comptime] team: Team,
+) {
     let mut squares = Vector::<f32, N>::new(0.0);
     let mut i = ABSOLUTE_POS;
     while i < vectors {
         squares += x[i] * x[i];
         i += stride;
     }
-    let sum = cube_sum(squares.vector_sum(), UNITS);
+    let sum = cube_sum(squares.vector_sum(), team);
     if UNIT_POS == 0 {
         sums[CUBE_POS] = sum;
     }
@@ -270,6 +282,7 @@ fn pull_kernel<N: Size>(
     stride: usize,
     parts: usize,
     mu: f32,
+    #[comptime] team: Team,
 ) {
     let mut norm = Vector::<f32, N>::new(0.0);
     let mut distance = Vector::<f32, N>::new(0.0);
@@ -282,8 +295,8 @@ fn pull_kernel<N: Size>(
         distance += moved * moved;
         i += stride;
     }
-    let norm = cube_sum(norm.vector_sum(), UNITS);
-    let distance = cube_sum(distance.vector_sum(), UNITS);
+    let norm = cube_sum(norm.vector_sum(), team);
+    let distance = cube_sum(distance.vector_sum(), team);
     if UNIT_POS == 0 {
         sums[CUBE_POS] = norm;
         sums[parts + CUBE_POS] = distance;
@@ -291,7 +304,7 @@ fn pull_kernel<N: Size>(
 }
 
 #[cube(launch)]
-fn sum_kernel(values: &[f32], out: &mut [f32], parts: usize) {
+fn sum_kernel(values: &[f32], out: &mut [f32], parts: usize, #[comptime] team: Team) {
     let start = CUBE_POS * parts;
     let mut of_unit = 0.0f32;
     let mut i = UNIT_POS as usize;
@@ -299,7 +312,7 @@ fn sum_kernel(values: &[f32], out: &mut [f32], parts: usize) {
         of_unit += values[start + i];
         i += UNITS;
     }
-    let sum = cube_sum(of_unit, UNITS);
+    let sum = cube_sum(of_unit, team);
     if UNIT_POS == 0 {
         out[CUBE_POS] = sum;
     }

@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
-use super::{Walk, cube_max, cube_sum, tanh, writable};
+use super::{Team, Walk, cube_max, cube_sum, tanh, writable};
 
 /// The loss of each row `[n]`, and the gradient of `weight` times each by the logits, which are
 /// written over.
@@ -57,6 +57,7 @@ impl Row {
     fn launch(&self, logits: CubeTensor, targets: CubeTensor, weight: Option<f32>) -> CubeTensor {
         let losses = empty(&logits, [self.rows]);
         let walk = Walk::along([self.rows, self.vocabulary]);
+        let team = walk.team(&logits);
         loss_kernel::launch(
             &logits.client.clone(),
             walk.cubes(),
@@ -69,7 +70,7 @@ impl Row {
             walk.width,
             weight.unwrap_or_default(),
             self.soft_cap.unwrap_or(1.0),
-            walk.count,
+            team,
             self.soft_cap.is_some(),
             weight.is_some(),
         );
@@ -89,7 +90,7 @@ fn loss_kernel<N: Size>(
     width: usize,
     weight: f32,
     cap: f32,
-    #[comptime] count: usize,
+    #[comptime] team: Team,
     #[comptime] capped: bool,
     #[comptime] gradient: bool,
 ) {
@@ -107,16 +108,16 @@ fn loss_kernel<N: Size>(
         let now = max(largest, logit);
         sum = sum * (largest - now).exp() + (logit - now).exp();
         largest = now;
-        i += count;
+        i += team.units;
     }
     let mut of_unit = largest.extract(0usize);
     #[unroll]
     for lane in 1..N::value() {
         of_unit = max(of_unit, largest.extract(lane));
     }
-    let of_row = cube_max(of_unit, count);
+    let of_row = cube_max(of_unit, team);
     let below = sum * (largest - Vector::new(of_row)).exp();
-    let total = cube_sum(below.vector_sum(), count);
+    let total = cube_sum(below.vector_sum(), team);
 
     let target = targets[row] as usize;
     let (holder, lane) = (target / N::value(), target % N::value());
@@ -141,7 +142,7 @@ fn loss_kernel<N: Size>(
                 slope *= Vector::new(1.0) - t * t;
             }
             logits[start + i] = slope;
-            i += count;
+            i += team.units;
         }
     }
 }

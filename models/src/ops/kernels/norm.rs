@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::super::cube::{cube, empty, tensor};
 use super::super::norm::Normed;
-use super::{Walk, cube_sum, writable};
+use super::{Team, Walk, cube_sum, writable};
 
 /// `y` and `inv` in one pass.
 pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> Option<Normed> {
@@ -14,6 +14,7 @@ pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> O
     let (x, weight) = (cube(x)?, cube(weight)?);
     let (y, inv) = (empty(&x, [rows, features]), empty(&x, [rows, 1]));
     let walk = Walk::along([rows, features]);
+    let team = walk.team(&x);
     norm_kernel::launch(
         &x.client.clone(),
         walk.cubes(),
@@ -26,7 +27,7 @@ pub(in crate::ops) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f32) -> O
         walk.rows,
         walk.width,
         eps,
-        walk.count,
+        team,
     );
     Some(Normed {
         y: tensor(y),
@@ -108,6 +109,7 @@ impl Gradient {
 
     fn launch(self, dx: CubeTensor, add: bool) -> Tensor<2> {
         let walk = Walk::along(self.dims);
+        let team = walk.team(&dx);
         backward_kernel::launch(
             &dx.client.clone(),
             walk.cubes(),
@@ -120,7 +122,7 @@ impl Gradient {
             dx.clone().into_buffer_arg(),
             walk.rows,
             walk.width,
-            walk.count,
+            team,
             add,
         );
         tensor(dx)
@@ -136,7 +138,7 @@ fn norm_kernel<N: Size>(
     rows: usize,
     width: usize,
     eps: f32,
-    #[comptime] count: usize,
+    #[comptime] team: Team,
 ) {
     let row = CUBE_POS;
     if row >= rows {
@@ -148,15 +150,15 @@ fn norm_kernel<N: Size>(
     while i < width {
         let value = x[start + i];
         squares += value * value;
-        i += count;
+        i += team.units;
     }
-    let sum = cube_sum(squares.vector_sum(), count);
+    let sum = cube_sum(squares.vector_sum(), team);
     let mean = sum / f32::cast_from(width * N::value());
     let scale = 1.0f32 / (mean + eps).sqrt();
     if UNIT_POS == 0 {
         inv[row] = scale;
     }
-    scale_row(x, weight, y, start, scale, width, count);
+    scale_row(x, weight, y, start, scale, width, team.units);
 }
 
 #[cube(launch)]
@@ -204,7 +206,7 @@ fn backward_kernel<N: Size>(
     dx: &mut [Vector<f32, N>],
     rows: usize,
     width: usize,
-    #[comptime] count: usize,
+    #[comptime] team: Team,
     #[comptime] add: bool,
 ) {
     let row = CUBE_POS;
@@ -216,9 +218,9 @@ fn backward_kernel<N: Size>(
     let mut i = UNIT_POS as usize;
     while i < width {
         dots += dy[start + i] * weight[i] * x[start + i];
-        i += count;
+        i += team.units;
     }
-    let dot = cube_sum(dots.vector_sum(), count);
+    let dot = cube_sum(dots.vector_sum(), team);
     let scale = inv[row];
     let pull = dot * scale * scale * scale / f32::cast_from(width * N::value());
     let (scale, pull) = (Vector::<f32, N>::new(scale), Vector::<f32, N>::new(pull));
@@ -230,6 +232,6 @@ fn backward_kernel<N: Size>(
         } else {
             dx[start + i] = gradient;
         }
-        i += count;
+        i += team.units;
     }
 }

@@ -78,9 +78,9 @@ impl Shape {
         self.a.half && self.b.half
     }
 
-    /// Its name in the table. Rows of different lengths make tokens of any number, so what depends on
-    /// them goes by the next power of two.
-    fn class(&self) -> String {
+    /// The shape that stands for those that take the same variant. Rows of different lengths make tokens
+    /// of any number, so what depends on them goes by the next power of two.
+    fn class(&self) -> Self {
         let class = |size: usize| match size {
             0..=8 => size,
             _ => size.next_power_of_two(),
@@ -90,20 +90,51 @@ impl Shape {
             false => (class(self.m), self.k),
             true => (self.m, class(self.k)),
         };
+        Self { m, k, ..*self }
+    }
+
+    /// Its name in a file.
+    fn name(&self) -> String {
         let (a, b) = (self.a.letters(), self.b.letters());
-        format!("{m}x{k}x{} {a}{b}", self.n)
+        format!("{}x{}x{} {a}{b}", self.m, self.k, self.n)
     }
 }
 
 /// What has been found for one device.
 #[derive(Default)]
 struct Table {
-    variants: BTreeMap<String, Variant>,
+    /// By class.
+    variants: HashMap<Shape, Variant>,
+    /// By the name of a class: those and what earlier runs found.
+    kept: BTreeMap<String, Variant>,
     /// Where it is kept.
     file: Option<PathBuf>,
     /// Whether the device is a program on the processor, where compiling a kernel takes longer than
     /// any product.
     software: bool,
+}
+
+impl Table {
+    /// What is known of a class, if anything is.
+    fn find(&mut self, class: &Shape) -> Option<Variant> {
+        if let Some(variant) = self.variants.get(class) {
+            return Some(*variant);
+        }
+        let variant = *self.kept.get(&class.name())?;
+        self.variants.insert(*class, variant);
+        Some(variant)
+    }
+
+    fn insert(&mut self, class: Shape, variant: Variant) {
+        tracing::debug!(product = class.name(), variant = variant.name(), "chosen");
+        self.variants.insert(class, variant);
+        self.kept.insert(class.name(), variant);
+        if let Some(file) = &self.file
+            && let Err(error) = write(file, &self.kept)
+        {
+            tracing::warn!(file = %file.display(), %error, "the fastest kernels are not kept");
+        }
+    }
 }
 
 static TABLES: LazyLock<Mutex<HashMap<CubeDevice, Table>>> = LazyLock::new(Mutex::default);
@@ -127,7 +158,7 @@ pub(crate) fn keep_in(file: PathBuf, device: &Device) {
     };
     let mut tables = tables();
     let table = tables.entry(buffer.device).or_default();
-    table.variants.extend(read(&file));
+    table.kept.extend(read(&file));
     table.file = Some(file);
 }
 
@@ -137,34 +168,33 @@ pub(crate) fn keep_in(file: PathBuf, device: &Device) {
 ///
 /// If no variant can compute it, which the device's self-test would have found.
 pub(super) fn run(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) {
-    let class = shape.class();
-    let known = {
-        let mut tables = tables();
-        let table = tables.entry(out.device.clone()).or_default();
-        match table.variants.get(&class) {
-            Some(variant) => *variant,
-            None => {
-                // Under the lock, so that two threads do not disturb each other's clock.
-                let best = match table.software {
-                    true => first_that_runs(shape, out, launch),
-                    false => fastest(shape, out, launch),
-                };
-                tracing::debug!(product = class, variant = best.name(), "a product is tuned");
-                table.variants.insert(class, best);
-                if let Some(file) = &table.file
-                    && let Err(error) = write(file, &table.variants)
-                {
-                    tracing::warn!(file = %file.display(), %error, "tuned products are not kept");
-                }
-                best
-            }
-        }
-    };
-    // A class has more shapes than the one that was timed, and a routine may refuse some.
     let (first, _) = Variant::ALL[0];
-    if let Err(error) = launch(known, out).or_else(|_| launch(first, out)) {
+    let chosen = choose(shape, out, launch).unwrap_or(first);
+    // A class has more shapes than the one that was timed, and a routine may refuse some.
+    if let Err(error) = launch(chosen, out).or_else(|_| launch(first, out)) {
         panic!("a product of {shape:?} cannot be computed: {error:?}");
     }
+}
+
+/// The best variant, from memory or by timing all now; `None` if these values cannot tell.
+fn choose(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Option<Variant> {
+    let class = shape.class();
+    // Held while timing, too, so that two threads do not disturb each other's clock.
+    let mut tables = tables();
+    let table = tables.entry(out.device.clone()).or_default();
+    if let Some(variant) = table.find(&class) {
+        return Some(variant);
+    }
+    let best = if table.software {
+        first_that_runs(shape, out, launch)
+    } else {
+        if table.variants.is_empty() {
+            tracing::info!("finding the fastest kernels for this GPU, once for each shape");
+        }
+        fastest(shape, out, launch)?
+    };
+    table.insert(class, best);
+    Some(best)
 }
 
 /// Matrix units if there are any, else the first variant.
@@ -175,18 +205,15 @@ fn first_that_runs(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Vari
     }
 }
 
-fn fastest(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Variant {
+fn fastest(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Option<Variant> {
     let variants = Variant::ALL.iter().map(|(variant, _)| *variant);
     let mut variants = variants.filter(|variant| variant.suits(shape));
     let expected = empty(out, [shape.m, shape.n]);
-    let first = variants
+    let (mut best, mut shortest) = variants
         .by_ref()
-        .find_map(|variant| Some((variant, timed(variant, &expected, launch)?)));
-    let (mut best, mut shortest) = first.unwrap_or((Variant::ALL[0].0, Duration::ZERO));
-    let Some(size) = squares(flat(&expected)).filter(|size| size.is_finite()) else {
-        // Nothing can be compared with it.
-        return best;
-    };
+        .find_map(|variant| Some((variant, timed(variant, &expected, launch)?)))?;
+    // Nothing can be compared with what is not finite.
+    let size = squares(flat(&expected)).filter(|size| size.is_finite())?;
     for variant in variants {
         let Some(time) = timed(variant, out, launch) else {
             continue;
@@ -199,7 +226,7 @@ fn fastest(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Variant {
             (best, shortest) = (variant, time);
         }
     }
-    best
+    Some(best)
 }
 
 /// The duration of one run, when the kernel is compiled; `None` if it cannot run.
@@ -259,6 +286,8 @@ fn write(file: &Path, variants: &BTreeMap<String, Variant>) -> std::io::Result<(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::cube::cube;
+    use super::super::super::host::tensor_on;
     use super::*;
 
     const SINGLE: Operand = Operand {
@@ -279,7 +308,7 @@ mod tests {
             },
         };
         let class = |m| shape(m, 64, SINGLE).class();
-        assert_eq!(class(500), "512x64x576 sht");
+        assert_eq!(class(500).name(), "512x64x576 sht");
         assert_eq!(class(500), class(512));
         assert_ne!(class(512), class(513));
         assert_ne!(class(7), class(8));
@@ -287,7 +316,7 @@ mod tests {
             transposed: true,
             ..SINGLE
         };
-        assert_eq!(shape(8, 500, gradient).class(), "8x512x576 stht");
+        assert_eq!(shape(8, 500, gradient).class().name(), "8x512x576 stht");
     }
 
     #[test]
@@ -310,6 +339,32 @@ mod tests {
         );
         std::fs::write(&file, "{").unwrap();
         assert!(read(&file).is_empty());
+    }
+
+    #[test]
+    fn gpu_takes_no_variant_that_is_fast_and_wrong() {
+        let Some((_, gpu)) = crate::device::gpu_for_tests() else {
+            return;
+        };
+        let matrix = |value: f32| {
+            let values = tensor_on(vec![value; 64 * 64], [64, 64], &gpu);
+            cube(&values).unwrap()
+        };
+        let (a, other, nan) = (matrix(0.5), matrix(0.501), matrix(f32::NAN));
+        let (shape, out) = (Shape::of(&a, &a), empty(&a, [64, 64]));
+        let right = fastest(&shape, &out, &|variant, out| {
+            super::super::launch(&a, &a, variant, out)
+        });
+        assert!(right.is_some());
+        let only_first_is_right = fastest(&shape, &out, &|variant, out| {
+            let a = if variant == Variant::Unit { &a } else { &other };
+            super::super::launch(a, a, variant, out)
+        });
+        assert_eq!(only_first_is_right, Some(Variant::Unit));
+        let nothing_to_compare = fastest(&shape, &out, &|variant, out| {
+            super::super::launch(&nan, &a, variant, out)
+        });
+        assert_eq!(nothing_to_compare, None);
     }
 
     #[test]
