@@ -22,11 +22,14 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use self::code::Codes;
 use super::cube::{cube, empty_of, tensor};
 use super::frozen::HostMatrix;
-use super::matmul::matmul;
+use super::matmul::{matmul, matmul_side_by_side};
 use crate::quant::{BlockFormat, Int8Rows, Nf4Matrix, QuantMatrix};
 
 /// Dense values at a time: 64 MiB.
 const DENSE_VALUES: usize = 16 << 20;
+
+/// Rows whose results begin where every device can bind a buffer, and which fill the tiles of a product.
+const ALIGNED_ROWS: usize = 64;
 
 /// A frozen `[out, in]` matrix, quantized, in the memory of a GPU. Cloning copies no weights.
 #[derive(Clone, Debug)]
@@ -179,20 +182,14 @@ impl PackedMatrix {
 
     /// `x · Wᵀ`: `[n, in]` to `[n, out]`, the weights in the precision of `x`.
     pub fn matmul_t(&self, x: Tensor<2>) -> Tensor<2> {
-        if let Some(y) = self.few_matmul_t(&x) {
-            return y;
-        }
-        let dtype = x.dtype();
-        let of_part = |part| matmul(x.clone(), self.dequantize_rows(part, dtype).transpose());
-        let mut parts: Vec<Tensor<2>> = self.row_parts().map(of_part).collect();
-        match (parts.len(), parts.pop()) {
-            (1, Some(whole)) => whole,
-            (_, Some(last)) => {
-                parts.push(last);
-                Tensor::cat(parts, 1)
-            }
-            (_, None) => Tensor::zeros([x.dims()[0], 0], &x.device()),
-        }
+        self.few_matmul_t(&x)
+            .unwrap_or_else(|| self.matmul_t_in(&x, DENSE_VALUES))
+    }
+
+    /// As [`PackedMatrix::matmul_t`], with about so many values dense at once.
+    fn matmul_t_in(&self, x: &Tensor<2>, dense_values: usize) -> Tensor<2> {
+        let dense = |part| self.dequantize_rows(part, x.dtype()).transpose();
+        matmul_side_by_side(x, self.rows, self.row_parts(dense_values).map(dense))
     }
 
     /// As [`PackedMatrix::matmul_t`], straight from the codes: for few rows, on a GPU.
@@ -204,8 +201,13 @@ impl PackedMatrix {
 
     /// `g · W`: `[n, out]` to `[n, in]`, the weights in the precision of `g`.
     pub fn matmul(&self, g: Tensor<2>) -> Tensor<2> {
+        self.matmul_in(&g, DENSE_VALUES)
+    }
+
+    /// As [`PackedMatrix::matmul`], with about so many values dense at once.
+    fn matmul_in(&self, g: &Tensor<2>, dense_values: usize) -> Tensor<2> {
         let n = g.dims()[0];
-        self.row_parts()
+        self.row_parts(dense_values)
             .map(|part| {
                 let columns = if part.len() == self.rows {
                     g.clone()
@@ -218,11 +220,14 @@ impl PackedMatrix {
             .unwrap_or_else(|| Tensor::zeros([n, self.cols], &g.device()))
     }
 
-    /// Ranges of rows that may be dense at once.
-    fn row_parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (rows, step) = (self.rows, (DENSE_VALUES / self.cols.max(1)).max(1));
+    /// Ranges of rows that may be dense at once: about as many in each, and a multiple of
+    /// [`ALIGNED_ROWS`] but in the last.
+    fn row_parts(&self, dense_values: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, most) = (self.rows, (dense_values / self.cols.max(1)).max(1));
+        let parts = rows.div_ceil(most).max(1);
+        let step = rows.div_ceil(parts).next_multiple_of(ALIGNED_ROWS);
         (0..rows)
-            .step_by(step)
+            .step_by(step.max(1))
             .map(move |start| start..(start + step).min(rows))
     }
 

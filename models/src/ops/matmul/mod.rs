@@ -39,6 +39,55 @@ pub(super) fn matmul(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     }
 }
 
+/// `a · [b₀ b₁ …]`: the products with matrices side by side, of `n` columns in all. Each is made when its
+/// turn comes, so that no two of them are needed at once.
+pub(super) fn matmul_side_by_side(
+    a: &Tensor<2>,
+    n: usize,
+    parts: impl Iterator<Item = Tensor<2>>,
+) -> Tensor<2> {
+    let [m, _] = a.dims();
+    let Some(a) = buffer(a).filter(|_| m > 0 && n > 0) else {
+        let products: Vec<_> = parts.map(|b| matmul(a.clone(), b)).collect();
+        return match products.is_empty() {
+            true => Tensor::zeros([m, n], (&a.device(), DType::F32)),
+            false => Tensor::cat(products, 1),
+        };
+    };
+    let out = empty(&a, [m, n]);
+    let mut first = 0;
+    for b in parts {
+        let columns = b.dims()[1];
+        if let Some(b) = buffer(&b) {
+            multiply_into(&a, &b, &columns_of(&out, first, columns));
+        }
+        first += columns;
+    }
+    tensor(out)
+}
+
+/// Some columns of a buffer, in place.
+///
+/// # Panics
+///
+/// If they begin where the device cannot bind a buffer.
+fn columns_of(buffer: &CubeTensor, first: usize, columns: usize) -> CubeTensor {
+    let (width, size) = (buffer.meta.shape()[1], buffer.dtype.size());
+    let (before, after) = (first * size, (width - first - columns) * size);
+    let alignment = buffer.client.properties().memory.alignment;
+    assert!(
+        (before as u64).is_multiple_of(alignment),
+        "columns from {first} on cannot be written in place"
+    );
+    let mut view = buffer.clone();
+    view.handle = view
+        .handle
+        .offset_start(before as u64)
+        .offset_end(after as u64);
+    view.meta.shape[1] = columns;
+    view
+}
+
 /// Whether a device multiplies half precision with sums in single precision by matrix units.
 pub fn has_matrix_units(device: &Device) -> bool {
     of_device(device).is_some_and(|buffer| {
@@ -68,16 +117,20 @@ fn buffer(matrix: &Tensor<2>) -> Option<CubeTensor> {
 }
 
 fn multiply(a: CubeTensor, b: CubeTensor) -> CubeTensor {
-    let shape = Shape::of(&a, &b);
-    let out = empty(&a, [shape.m, shape.n]);
-    choice::run(&shape, &out, &|variant, out| launch(&a, &b, variant, out));
+    let out = empty(&a, [a.meta.shape()[0], b.meta.shape()[1]]);
+    multiply_into(&a, &b, &out);
+    out
+}
+
+fn multiply_into(a: &CubeTensor, b: &CubeTensor, out: &CubeTensor) {
+    let shape = Shape::of(a, b);
+    choice::run(&shape, out, &|variant, out| launch(a, b, variant, out));
     if backlog::add(2 * (shape.m * shape.n * shape.k) as u64)
         && let Err(error) = a.client.flush()
     {
         // Whoever reads a result is told too.
         tracing::warn!(?error, "work could not be submitted");
     }
-    out
 }
 
 fn launch(

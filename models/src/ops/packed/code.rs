@@ -306,24 +306,43 @@ mod tests {
         }
     }
 
+    /// The products of a matrix of 300 rows, of which 130 may be dense at once, with nine rows.
+    fn products_in_parts(device: &Device) -> Vec<f32> {
+        let (rows, cols, n) = (300, 64, 9);
+        let waves = |len: usize| (0..len).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>();
+        let int8 = Int8Rows::quantize(rows, cols, &waves(rows * cols)).unwrap();
+        let packed = PackedMatrix::upload(&HostMatrix::Int8(Arc::new(int8)), device);
+        let parts: Vec<_> = packed.row_parts(130 * cols).collect();
+        assert_eq!(parts, [0..128, 128..256, 256..300]);
+        let input = |width: usize| {
+            Tensor::<2>::from_data(TensorData::new(waves(n * width), [n, width]), device)
+        };
+        let of_parts = packed.matmul_t_in(&input(cols), 130 * cols);
+        let whole = packed.matmul_t(input(cols));
+        let back_of_parts = packed.matmul_in(&input(rows), 130 * cols);
+        let back = packed.matmul(input(rows));
+        let read = |values: Tensor<2>| values.try_into_vec_as::<f32>().unwrap();
+        let (of_parts, back_of_parts) = (read(of_parts), read(back_of_parts));
+        let pairs = of_parts.iter().chain(&back_of_parts);
+        for (part, whole) in pairs.zip(read(whole).iter().chain(&read(back))) {
+            assert!((part - whole).abs() < 1e-4, "{part} {whole}");
+        }
+        [of_parts, back_of_parts].concat()
+    }
+
     #[test]
     fn parts_of_a_large_matrix_make_the_same_products() {
-        // Two parts: the limit counts dense values.
-        let (rows, cols) = (3, super::super::DENSE_VALUES / 2);
-        let mut values = vec![0.0; rows * cols];
-        for (row, chunk) in values.chunks_mut(cols).enumerate() {
-            chunk[row] = 1.0 + row as f32;
+        products_in_parts(&Device::flex());
+    }
+
+    #[test]
+    fn gpu_parts_of_a_large_matrix_make_the_same_products() {
+        let Some((_, gpu)) = crate::device::gpu_for_tests() else {
+            return;
+        };
+        let expected = products_in_parts(&Device::flex());
+        for (got, expected) in products_in_parts(&gpu).iter().zip(expected) {
+            assert!((got - expected).abs() < 1e-4, "{got} {expected}");
         }
-        let int8 = Int8Rows::quantize(rows, cols, &values).unwrap();
-        let packed = PackedMatrix::upload(&HostMatrix::Int8(Arc::new(int8)), &Device::flex());
-        let mut x = vec![0.0; cols];
-        x[..3].copy_from_slice(&[1.0, 10.0, 100.0]);
-        let x = Tensor::from_data(TensorData::new(x, [1, cols]), &Device::flex());
-        let y: Vec<f32> = packed.matmul_t(x).try_into_vec_as().unwrap();
-        assert_eq!(y, [1.0, 20.0, 300.0]);
-        let g = TensorData::new(vec![1.0f32, 1.0, 1.0], [1, 3]);
-        let back: Tensor<2> = packed.matmul(Tensor::from_data(g, &Device::flex()));
-        let back: Vec<f32> = back.slice([0..1, 0..4]).try_into_vec_as().unwrap();
-        assert_eq!(back, [1.0, 2.0, 3.0, 0.0]);
     }
 }
