@@ -1,5 +1,5 @@
 //! CubeCL kernels of the operations that work row by row or value by value: one dispatch, one
-//! pass over memory. The products between them are burn's.
+//! pass over memory. The products between them are cubek's.
 //!
 //! Every kernel keeps to what WebGPU guarantees: cubes of at most 256 units, 65,535 cubes along a
 //! dimension, few kilobytes of shared memory. Rows are reduced within subgroups where a device has
