@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod eval;
+mod files;
 pub mod generate;
 pub mod gguf;
 pub mod gguf_lora;

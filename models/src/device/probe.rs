@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::selftest::{self, SelfTest, SelfTestError, StepFn};
 use super::tiny::tiny_step;
 use super::{Backend, DeviceChoice, DeviceError, DeviceInfo, DeviceKind, list, open};
+use crate::files::{read_cache, write_cache};
 use crate::ops::keep_in;
 
 /// Set in the child process: `list`, or the index of the device to test.
@@ -31,7 +32,11 @@ pub const CHILD_VARIABLE: &str = "FEDLLM_PROBE_DEVICE";
 /// Stands before the JSON, as drivers print lines of their own.
 const MARKER: &str = "fedllm-probe: ";
 
-const CACHE_FILE: &str = "devices.json";
+/// Of a cache directory: [`Verdicts`].
+const VERDICTS_FILE: &str = "devices.json";
+
+/// By [`DeviceInfo::key`].
+type Verdicts = BTreeMap<String, ProbeReport>;
 
 /// In a child process that was started to look at devices, does that and returns the exit code with
 /// which `main` must end at once; otherwise `None`.
@@ -286,8 +291,8 @@ impl Prober {
 
     /// The verdict of an earlier test of the same device with the same driver and program, if it lasts.
     pub fn remembered(&self, info: &DeviceInfo) -> Option<ProbeReport> {
-        let directory = self.cache.as_deref()?;
-        read_cache(directory).remove(&info.key())
+        let file = self.cache.as_deref()?.join(VERDICTS_FILE);
+        read_cache::<Verdicts>(&file).remove(&info.key())
     }
 
     /// Opens the first device that answers to the wish and passes its self-test, from memory or now.
@@ -368,12 +373,13 @@ impl Prober {
         let Some(directory) = &self.cache else {
             return;
         };
-        let mut known = read_cache(directory);
+        let file = directory.join(VERDICTS_FILE);
+        let mut known: Verdicts = read_cache(&file);
         known.remove(&report.key);
         if report.verdict.lasts() {
             known.insert(report.key.clone(), report.clone());
         }
-        if let Err(error) = write_cache(directory, &known) {
+        if let Err(error) = write_cache(&file, &known) {
             tracing::warn!(%error, "the verdict on a device could not be kept");
         }
     }
@@ -463,22 +469,6 @@ fn crash(status: ExitStatus, errors: &str) -> Verdict {
 fn products_file(directory: &Path, key: &str) -> PathBuf {
     let name = blake3::hash(key.as_bytes()).to_hex();
     directory.join(format!("products-{}.json", &name[..16]))
-}
-
-/// A file that cannot be read counts as empty: the worst that happens is another self-test.
-fn read_cache(directory: &Path) -> BTreeMap<String, ProbeReport> {
-    std::fs::read(directory.join(CACHE_FILE))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default()
-}
-
-/// Written beside and renamed, so that two programs never read half a file.
-fn write_cache(directory: &Path, known: &BTreeMap<String, ProbeReport>) -> std::io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    let draft = directory.join(format!("{CACHE_FILE}.{}", std::process::id()));
-    std::fs::write(&draft, serde_json::to_vec_pretty(known)?)?;
-    std::fs::rename(&draft, directory.join(CACHE_FILE))
 }
 
 #[cfg(test)]
@@ -626,7 +616,7 @@ mod tests {
     #[test]
     fn a_damaged_cache_counts_as_empty() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join(CACHE_FILE), b"{\"a\":").unwrap();
+        std::fs::write(directory.path().join(VERDICTS_FILE), b"{\"a\":").unwrap();
         let prober = prober("").with_cache(directory.path());
         assert_eq!(prober.remembered(&card()), None);
         prober.remember(&prober.report(

@@ -1,10 +1,9 @@
 //! Writes GGUF version 3.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
 use super::{DEFAULT_ALIGNMENT, GgufError, MAGIC, MetaValue};
+use crate::files::replace;
 use crate::{BlockFormat, QuantError};
 
 /// Collects metadata and tensors, then writes them as one GGUF file.
@@ -114,18 +113,7 @@ impl GgufWriter {
     ///
     /// [`GgufError`] with what writing reports; an earlier file is then still there.
     pub fn write(&self, path: &Path) -> Result<(), GgufError> {
-        let temporary = path.with_extension("gguf.partial");
-        let written = File::create(&temporary)
-            .and_then(|mut file| {
-                file.write_all(&self.to_bytes())?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&temporary, path));
-        written.map_err(|error| {
-            // The first error is the one to report; the leftover is only untidy.
-            let _ = fs::remove_file(&temporary);
-            GgufError::io(path, error)
-        })
+        replace(path, &self.to_bytes()).map_err(|error| GgufError::io(path, error))
     }
 }
 

@@ -1,14 +1,14 @@
 //! Writes a PEFT directory.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::{TensorView, serialize};
 
 use super::{PeftAdapter, PeftError};
+use crate::files::replace;
 
 impl PeftAdapter {
     /// Writes `adapter_config.json` and `adapter_model.safetensors` to `directory`, which
@@ -52,19 +52,8 @@ impl PeftAdapter {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), PeftError> {
-    let temporary = path.with_extension("partial");
-    let written = File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| {
-        // The first error is the one to report; the leftover is only untidy.
-        let _ = fs::remove_file(&temporary);
-        PeftError::Io {
-            path: path.to_owned(),
-            error,
-        }
+    replace(path, bytes).map_err(|error| PeftError::Io {
+        path: path.to_owned(),
+        error,
     })
 }

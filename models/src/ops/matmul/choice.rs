@@ -17,6 +17,7 @@ use super::super::cube::{empty, tensor};
 use super::super::flat::{combine, sum_of_squares};
 use super::variant::Variant;
 use super::{Launch, of_device};
+use crate::files::{read_cache, write_cache};
 
 /// A variant is run for so long, at most.
 const TIMED: Duration = Duration::from_millis(3);
@@ -258,30 +259,21 @@ fn squares(values: Tensor<1>) -> Option<f32> {
     sum.first().copied()
 }
 
-/// A file that cannot be read counts as empty: the worst that happens is that products are timed again.
 fn read(file: &Path) -> BTreeMap<String, Variant> {
-    let names: BTreeMap<String, String> = std::fs::read(file)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
-    names
+    let names: BTreeMap<String, String> = read_cache(file);
+    // What another version of the program knew may be unknown to this one.
+    let variants = names
         .into_iter()
-        .filter_map(|(class, name)| Some((class, Variant::by_name(&name)?)))
-        .collect()
+        .filter_map(|(class, name)| Some((class, Variant::by_name(&name)?)));
+    variants.collect()
 }
 
-/// Written beside and renamed, so that two programs never read half a file.
 fn write(file: &Path, variants: &BTreeMap<String, Variant>) -> std::io::Result<()> {
     let names: BTreeMap<_, _> = variants
         .iter()
         .map(|(class, variant)| (class, variant.name()))
         .collect();
-    if let Some(directory) = file.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let draft = file.with_extension(format!("json.{}", std::process::id()));
-    std::fs::write(&draft, serde_json::to_vec_pretty(&names)?)?;
-    std::fs::rename(&draft, file)
+    write_cache(file, &names)
 }
 
 #[cfg(test)]
