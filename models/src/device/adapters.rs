@@ -9,7 +9,7 @@ use cubecl::future::block_on;
 use super::health::{self, Health};
 use super::tuning;
 use super::{AdapterId, Backend, DeviceError, DeviceInfo, DeviceKind, Features, Memory};
-use crate::ops::is_software;
+use crate::ops::mark_software;
 
 /// The graphics APIs we use, best first. OpenGL is left out: it has no compute worth the name.
 const APIS: [(Backend, wgpu::Backend, WgpuBackend); 3] = [
@@ -62,7 +62,7 @@ pub fn open(info: &DeviceInfo) -> Result<Device, DeviceError> {
         .map_err(|error| refused(info, &error))?;
     verify(info, id, &setup)?;
     if info.kind == DeviceKind::Software {
-        is_software(&device);
+        mark_software(&device);
     }
     Ok(health::register(info, device, Health::watch(&setup)))
 }

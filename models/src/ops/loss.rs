@@ -179,16 +179,12 @@ impl Head {
 
     /// The logits, before the cap.
     fn forward(&self, h: &Tensor<2>) -> Tensor<2> {
-        let factor = self.mixed.factor(h, std::slice::from_ref(&self.weight));
-        self.weight.forward(factor.with(&self.weight))
+        self.mixed.forward(h, &self.weight)
     }
 
     /// The gradient of `h`, given that of the logits.
     fn backward(&self, dlogits: &Tensor<2>) -> Tensor<2> {
-        let factor = self
-            .mixed
-            .factor(dlogits, std::slice::from_ref(&self.weight));
-        self.weight.backward(factor.with(&self.weight))
+        self.mixed.backward(dlogits, &self.weight)
     }
 }
 

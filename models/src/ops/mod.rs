@@ -47,7 +47,7 @@ pub(crate) use host::{Host, host_tensor, indices_on, tensor_on};
 pub use linear::{GroupGrads, GroupLora, GroupOutput, LinearGroup, PartB, low_rank};
 pub use loss::Head;
 pub use matmul::{has_matrix_units, holds_halves};
-pub(crate) use matmul::{is_software, keep_in};
+pub(crate) use matmul::{keep_in, mark_software};
 pub use norm::{Normed, rms_norm, rms_norm_again, rms_norm_backward, rms_norm_backward_onto};
 pub use packed::PackedMatrix;
 pub use precision::MixedPrecision;

@@ -1,5 +1,6 @@
 //! Half precision for the products with a frozen base, where a GPU has matrix units for it.
 
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,7 +27,19 @@ impl MixedPrecision {
         self.0.store(on, Ordering::Relaxed);
     }
 
-    /// `x` as factor of such products.
+    /// `x · Wᵀ`.
+    pub(super) fn forward(&self, x: &Tensor<2>, matrix: &FrozenMatrix) -> Tensor<2> {
+        let factor = self.factor(x, slice::from_ref(matrix));
+        matrix.forward(factor.with(matrix))
+    }
+
+    /// `g · W`.
+    pub(super) fn backward(&self, g: &Tensor<2>, matrix: &FrozenMatrix) -> Tensor<2> {
+        let factor = self.factor(g, slice::from_ref(matrix));
+        matrix.backward(factor.with(matrix))
+    }
+
+    /// `x` as factor of products with several matrices, converted once.
     pub(super) fn factor<'a>(&self, x: &'a Tensor<2>, parts: &[FrozenMatrix]) -> Factor<'a> {
         let wanted = self.is_on() && x.dims()[0] > FEW_ROWS;
         let half = wanted && parts.iter().any(FrozenMatrix::takes_halves);

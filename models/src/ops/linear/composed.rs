@@ -56,11 +56,9 @@ impl LinearGroup {
         let g: Vec<_> = self.columns().map(|part| columns_of(g, part)).collect();
         let through_parts = want_dx.then(|| {
             let parts = self.parts.iter().zip(&g);
-            let through = |(part, g): (&FrozenMatrix, _)| {
-                let factor = self.mixed.factor(g, std::slice::from_ref(part));
-                part.backward(factor.with(part))
-            };
-            parts.map(through).collect::<Vec<_>>()
+            parts
+                .map(|(part, g)| self.mixed.backward(g, part))
+                .collect::<Vec<_>>()
         });
         let Some((lora, u)) = lora.zip(u) else {
             return (through_parts.map(|parts| add_up(parts, None)), None);

@@ -145,8 +145,8 @@ fn tables() -> MutexGuard<'static, HashMap<CubeDevice, Table>> {
     TABLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Times nothing on this device: it is a program on the processor.
-pub(crate) fn is_software(device: &Device) {
+/// Says that a device is a program on the processor: nothing is timed there.
+pub(crate) fn mark_software(device: &Device) {
     if let Some(buffer) = of_device(device) {
         tables().entry(buffer.device).or_default().software = true;
     }
@@ -171,39 +171,31 @@ pub(crate) fn keep_in(file: PathBuf, device: &Device) {
 pub(super) fn run(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) {
     let (first, _) = Variant::ALL[0];
     let chosen = choose(shape, out, launch).unwrap_or(first);
-    // A class has more shapes than the one that was timed, and a routine may refuse some.
+    // It may be refused: a class has more shapes than the one that was timed.
     if let Err(error) = launch(chosen, out).or_else(|_| launch(first, out)) {
         panic!("a product of {shape:?} cannot be computed: {error:?}");
     }
 }
 
-/// The best variant, from memory or by timing all now; `None` if these values cannot tell.
+/// The best variant, from memory or by timing all now; `None` if these values cannot tell. Software
+/// imitates matrix units or refuses them.
 fn choose(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Option<Variant> {
     let class = shape.class();
     // Held while timing, too, so that two threads do not disturb each other's clock.
     let mut tables = tables();
     let table = tables.entry(out.device.clone()).or_default();
+    if table.software {
+        return shape.is_half().then_some(Variant::Matrix);
+    }
     if let Some(variant) = table.find(&class) {
         return Some(variant);
     }
-    let best = if table.software {
-        first_that_runs(shape, out, launch)
-    } else {
-        if table.variants.is_empty() {
-            tracing::info!("finding the fastest kernels for this GPU, once for each shape");
-        }
-        fastest(shape, out, launch)?
-    };
+    if table.variants.is_empty() {
+        tracing::info!("finding the fastest kernels for this GPU, once for each shape");
+    }
+    let best = fastest(shape, out, launch)?;
     table.insert(class, best);
     Some(best)
-}
-
-/// Matrix units if there are any, else the first variant.
-fn first_that_runs(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Variant {
-    match shape.is_half() && launch(Variant::Matrix, out).is_ok() {
-        true => Variant::Matrix,
-        false => Variant::ALL[0].0,
-    }
 }
 
 fn fastest(shape: &Shape, out: &CubeTensor, launch: &Launch<'_>) -> Option<Variant> {

@@ -25,7 +25,7 @@ use self::variant::Variant;
 use super::cube::{cube, empty, tensor};
 use super::host::tensor_on;
 
-pub(crate) use choice::{is_software, keep_in};
+pub(crate) use choice::{keep_in, mark_software};
 
 /// `a · b`: `[m, k]` times `[k, n]`, each in single or half precision, the result in single.
 pub(super) fn matmul(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
@@ -41,6 +41,10 @@ pub(super) fn matmul(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
 
 /// `a · [b₀ b₁ …]`: the products with matrices side by side, of `n` columns in all. Each is made when its
 /// turn comes, so that no two of them are needed at once.
+///
+/// # Panics
+///
+/// If a matrix is on another device than `a`.
 pub(super) fn matmul_side_by_side(
     a: &Tensor<2>,
     n: usize,
@@ -58,9 +62,8 @@ pub(super) fn matmul_side_by_side(
     let mut first = 0;
     for b in parts {
         let columns = b.dims()[1];
-        if let Some(b) = buffer(&b) {
-            multiply_into(&a, &b, &columns_of(&out, first, columns));
-        }
+        let b = buffer(&b).expect("both factors are on one device");
+        multiply_into(&a, &b, &columns_of(&out, first, columns));
         first += columns;
     }
     tensor(out)
