@@ -140,9 +140,14 @@ impl Row {
             .is_some_and(|report| !report.verdict.is_usable())
     }
 
+    /// What the self-test measured, if it came so far.
+    fn test(&self) -> Option<&SelfTest> {
+        self.report.as_ref()?.test.as_ref()
+    }
+
     /// What the tables of the user show, from left to right.
     fn cells(&self) -> [String; 7] {
-        let test = self.report.as_ref().and_then(|report| report.test.as_ref());
+        let test = self.test();
         [
             self.info.index.to_string(),
             self.info.name.clone(),
@@ -243,8 +248,7 @@ fn table(rows: &[Row]) -> String {
         text.push('\n');
     }
     for row in rows {
-        let test = row.report.as_ref().and_then(|report| report.test.as_ref());
-        if let Some(Mixed::Refused { reason }) = test.and_then(|test| test.mixed.as_ref()) {
+        if let Some(Mixed::Refused { reason }) = row.test().and_then(|test| test.mixed.as_ref()) {
             let index = row.info.index;
             text.push_str(&format!("\n{index}: no mixed precision: {reason}\n"));
         }

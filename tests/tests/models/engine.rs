@@ -4,12 +4,11 @@ use burn::tensor::Device;
 use fedllm_models::eval::{ContinuationScore, Engine, Job, Pair};
 use fedllm_models::generate::{Generator, Sampling};
 use fedllm_models::lora::Lora;
-use fedllm_models::{Batch, CausalLm, Checkpoint, Tokenizer, device};
-use fedllm_tests::gpu::adapter;
+use fedllm_models::{Batch, CausalLm, Checkpoint, Tokenizer};
 use fedllm_tests::tiny;
 
 use super::golden::Golden;
-use super::gpu::alone;
+use super::gpu::gpu;
 
 /// Tokens that the engine may use of each text.
 const CONTEXT: usize = 120;
@@ -228,12 +227,10 @@ fn a_text_is_read_in_windows() {
 
 #[test]
 fn gpu_scores_and_writes_as_the_cpu() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let device = device::open(&info).unwrap();
-    let golden = Golden::load("gemma3", &device);
+    let golden = Golden::load("gemma3", &gpu);
     check_scores(&golden, 2e-3);
     check_answers(&golden);
 }

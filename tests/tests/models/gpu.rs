@@ -14,10 +14,13 @@ use super::correction::variate;
 use super::golden::{Golden, minus, relative_l2, settings};
 use super::preference::pairs;
 
-/// Lets one test at a time use the GPU: what a step costs is counted for the whole process.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static GPU: Mutex<()> = Mutex::new(());
-    GPU.lock().unwrap_or_else(PoisonError::into_inner)
+/// The GPU that is tested, if one is, and the turn to use it: what a step costs is counted for the
+/// whole process.
+pub(crate) fn gpu() -> Option<(MutexGuard<'static, ()>, Device)> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let info = adapter()?;
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Some((turn, device::open(&info).unwrap()))
 }
 
 /// What two steps left: losses and norms, the update, the control variate.
@@ -68,11 +71,10 @@ fn steps(golden: &Golden, lora: Lora, correction: Correction<'_>, sgd: bool) -> 
 
 #[test]
 fn gpu_steps_agree_with_the_cpu() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let gpu = Golden::load("llama", &device::open(&info).unwrap());
+    let gpu = Golden::load("llama", &gpu);
     let cpu = Golden::load("llama", &Device::flex());
     let lora = cpu.only_b();
     let (server, client) = (variate(&lora, "c:"), variate(&lora, "c_i:"));
@@ -130,11 +132,9 @@ fn gradient(precision: BasePrecision, device: &Device, mixed: bool) -> (f32, Vec
 
 #[test]
 fn gpu_mixed_precision_rounds_products_with_the_base_and_nothing_else() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let gpu = device::open(&info).unwrap();
     for precision in [BasePrecision::F16, BasePrecision::Nf4] {
         let (loss, expected) = gradient(precision, &Device::flex(), false);
         let single = gradient(precision, &gpu, false);
@@ -186,11 +186,9 @@ fn step_of(
 
 #[test]
 fn gpu_mixed_precision_gives_way_to_large_values() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let gpu = device::open(&info).unwrap();
     // Gradients that a smaller loss scale saves.
     let (is_mixed, error) = step_of(&gpu, 1.0, |trainer, _, settings| {
         let steep = PreferenceSettings {

@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::tensor::Device;
 use fedllm_models::train::{Memory, Trainer};
 use fedllm_models::{BasePrecision, device};
-use fedllm_tests::gpu::adapter;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use super::golden::{Golden, settings};
-use super::gpu::alone;
+use super::gpu::gpu;
 
 /// The calls of wgpu that matter, as it names them in its log.
 const CALLS: [&str; 4] = [
@@ -87,11 +86,9 @@ fn calls(gpu: &Device, work: impl FnOnce()) -> Calls {
 
 #[test]
 fn gpu_steps_are_few_dispatches_and_hold_their_memory() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let gpu = device::open(&info).unwrap();
     for (precision, dispatches) in [(BasePrecision::F32, 180), (BasePrecision::Nf4, 205)] {
         let golden = Golden::load_as("llama", precision, &gpu);
         let batch = golden.batch();

@@ -1,13 +1,11 @@
 //! Texts that are written together against each text alone.
 
 use burn::tensor::Device;
-use fedllm_models::device;
 use fedllm_models::generate::{Generator, Next, Sampling, TextId, Writer};
 use fedllm_models::lora::Lora;
-use fedllm_tests::gpu::adapter;
 
 use super::golden::Golden;
-use super::gpu::alone;
+use super::gpu::gpu;
 
 /// A text to write.
 struct Asked {
@@ -127,12 +125,10 @@ fn texts_are_the_same_alone_and_in_company() {
 
 #[test]
 fn gpu_texts_are_the_same_alone_and_in_company() {
-    let Some(info) = adapter() else {
+    let Some((_turn, gpu)) = gpu() else {
         return;
     };
-    let _alone = alone();
-    let device = device::open(&info).unwrap();
-    check(&Golden::load("gemma3", &device), 7, &[190], 2e-3);
+    check(&Golden::load("gemma3", &gpu), 7, &[190], 2e-3);
 }
 
 fn greedy(writer: &mut Writer<'_>, prompt: &[u32], adapter: Option<usize>) -> TextId {
